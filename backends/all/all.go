@@ -1,0 +1,15 @@
+// Package all is the table of drivers. Only the command imports it, so that
+// nothing else depends on what kinds of registries there are.
+package all
+
+import (
+	"github.com/sregistry/sregistry-fs/backends"
+	"github.com/sregistry/sregistry-fs/backends/dir"
+)
+
+// Drivers gives every driver, in the order in which people are shown them.
+func Drivers() []backends.Driver {
+	return []backends.Driver{
+		dir.Driver(),
+	}
+}
