@@ -73,9 +73,10 @@ type wrapped struct {
 }
 
 func (w *wrapped) Collections(ctx context.Context) iter.Seq2[string, error] {
+	inner := w.s.Collections(ctx)
 	return func(yield func(string, error) bool) {
 		records := func(yield func(backends.Record, error) bool) {
-			w.s.Collections(ctx)(func(name string, err error) bool {
+			inner(func(name string, err error) bool {
 				return yield(backends.Record{Ref: backends.Ref{Collection: name}}, err)
 			})
 		}
@@ -86,14 +87,16 @@ func (w *wrapped) Collections(ctx context.Context) iter.Seq2[string, error] {
 }
 
 func (w *wrapped) Images(ctx context.Context, collection string) iter.Seq2[backends.Record, error] {
+	inner := w.s.Images(ctx, collection)
 	return func(yield func(backends.Record, error) bool) {
-		list(ctx, w.enter(Images, backends.Ref{Collection: collection}), w.s.Images(ctx, collection), yield)
+		list(ctx, w.enter(Images, backends.Ref{Collection: collection}), inner, yield)
 	}
 }
 
 func (w *wrapped) Tree(ctx context.Context) iter.Seq2[backends.Record, error] {
+	inner := w.s.Tree.Tree(ctx)
 	return func(yield func(backends.Record, error) bool) {
-		list(ctx, w.enter(Tree, backends.Ref{}), w.s.Tree.Tree(ctx), yield)
+		list(ctx, w.enter(Tree, backends.Ref{}), inner, yield)
 	}
 }
 
