@@ -69,14 +69,14 @@ func parts() []part {
 			return what
 		}
 	}
-	ranges := needs(func(s *session) bool { return s.set.Ranges != nil }, "ranges (backends.RangeOpener)")
-	push := needs(func(s *session) bool { return s.set.Pusher != nil }, "pushing (backends.Pusher)")
-	del := needs(func(s *session) bool { return s.set.Deleter != nil }, "deleting (backends.Deleter)")
-	move := needs(func(s *session) bool { return s.set.Mover != nil }, "moving (backends.Mover)")
-	local := needs(func(s *session) bool { return s.set.Local != nil }, "local files (backends.LocalOpener)")
-	tree := needs(func(s *session) bool { return s.set.Tree != nil }, "listing as a whole (backends.TreeLister)")
-	frozen := needs(func(s *session) bool { return s.store.Freeze != nil }, "frozen images (Store.Freeze)")
-	reopen := needs(func(s *session) bool { return s.store.Reopen != nil }, "a later process (Store.Reopen)")
+	ranges := needs(func(s *session) bool { return s.set.Ranges != nil }, "backends.RangeOpener")
+	push := needs(func(s *session) bool { return s.set.Pusher != nil }, "backends.Pusher")
+	del := needs(func(s *session) bool { return s.set.Deleter != nil }, "backends.Deleter")
+	move := needs(func(s *session) bool { return s.set.Mover != nil }, "backends.Mover")
+	local := needs(func(s *session) bool { return s.set.Local != nil }, "backends.LocalOpener")
+	tree := needs(func(s *session) bool { return s.set.Tree != nil }, "backends.TreeLister")
+	frozen := needs(func(s *session) bool { return s.store.Freeze != nil }, "Store.Freeze")
+	reopen := needs(func(s *session) bool { return s.store.Reopen != nil }, "Store.Reopen")
 	return []part{
 		{"Listing", nothing, testListing},
 		{"Paging", nothing, testPaging},
@@ -101,17 +101,22 @@ func parts() []part {
 }
 
 // Run tests that a kind of registry keeps the promises of package backends.
-// A part is skipped only if it needs a capability that backends.Probe does not
-// find, or that the harness does not offer; the log names it.
+// A part is left out only if it needs a capability that backends.Probe does
+// not find, or that the harness does not offer; the log of Capabilities names it.
 func Run(t *testing.T, h Harness) {
-	for _, p := range parts() {
-		t.Run(p.name, func(t *testing.T) {
-			s := newSession(t, h, backends.Probe)
+	var run []part
+	t.Run("Capabilities", func(t *testing.T) {
+		s := newSession(t, h, backends.Probe)
+		for _, p := range parts() {
 			if what := p.lacks(s); what != "" {
-				t.Skipf("the backend lacks %s", what)
+				t.Logf("%s is left out: there is no %s", p.name, what)
+				continue
 			}
-			p.run(s)
-		})
+			run = append(run, p)
+		}
+	})
+	for _, p := range run {
+		t.Run(p.name, func(t *testing.T) { p.run(newSession(t, h, backends.Probe)) })
 	}
 }
 
