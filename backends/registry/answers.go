@@ -114,6 +114,15 @@ func detailOf(body []byte) string {
 	return ": " + strconv.QuoteToASCII(d.Detail)
 }
 
+// cause gives the answer that err comes from, to be wrapped once more; or err.
+func cause(err error) error {
+	var r *reply
+	if errors.As(err, &r) {
+		return r
+	}
+	return err
+}
+
 // serverFault turns what classify left open into the server's own fault.
 func serverFault(err error, hint string) error {
 	var e *backends.Error

@@ -119,7 +119,7 @@ func (b *registry) Images(ctx context.Context, collection string) iter.Seq2[back
 		c, err := b.collection(ctx, opList, collection)
 		if statusOf(err) == http.StatusInternalServerError {
 			err = &backends.Error{
-				Op: opList, Ref: backends.Ref{Collection: collection}, Kind: backends.Denied, Err: err,
+				Op: opList, Ref: backends.Ref{Collection: collection}, Kind: backends.Denied, Err: cause(err),
 				Hint: "a private collection cannot be listed with a token; its images can still be used by name",
 			}
 		}

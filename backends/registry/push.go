@@ -120,7 +120,7 @@ func (p *push) announce(ctx context.Context) error {
 	})
 	if statusOf(err) == http.StatusInternalServerError { // every refusal of this view
 		return &backends.Error{
-			Op: opPush, Ref: p.ref, Kind: backends.Denied, Err: err,
+			Op: opPush, Ref: p.ref, Kind: backends.Denied, Err: cause(err),
 			Hint: "check user name and token; pushing needs to own the collection, or the right to create one, and to be enabled on the server",
 		}
 	}
@@ -166,7 +166,7 @@ func (p *push) upload(ctx context.Context) (backends.Record, error) {
 		case p.b.otherHour(err, hour) && !again && (serr == nil || errors.Is(serr, backends.NotFound)):
 			continue
 		case statusOf(err) == http.StatusInternalServerError:
-			return backends.Record{}, &backends.Error{Op: opPush, Ref: p.ref, Kind: backends.Denied, Err: err, Hint: hintOwner}
+			return backends.Record{}, &backends.Error{Op: opPush, Ref: p.ref, Kind: backends.Denied, Err: cause(err), Hint: hintOwner}
 		}
 		return backends.Record{}, serverFault(err, "")
 	}

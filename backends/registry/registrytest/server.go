@@ -219,17 +219,18 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.count[endpoint]++
 	fault := s.fault
 	s.mu.Unlock()
-	switch {
-	case s.opt.NoDate:
+	var planned *Fault
+	if fault != nil {
+		planned = fault(endpoint, r) // may move the clock
+	}
+	if s.opt.NoDate {
 		w.Header()["Date"] = nil
-	default: // of the injected clock, as a real server's follows its own
+	} else { // of the injected clock, as a real server's follows its own
 		w.Header().Set("Date", s.opt.Now().UTC().Format(http.TimeFormat))
 	}
-	if fault != nil {
-		if f := fault(endpoint, r); f != nil {
-			s.serveFault(w, r, f, handle)
-			return
-		}
+	if planned != nil {
+		s.serveFault(w, r, planned, handle)
+		return
 	}
 	handle(w, r)
 }
