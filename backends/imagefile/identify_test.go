@@ -231,6 +231,28 @@ func TestReadErrors(t *testing.T) {
 	}
 }
 
+// header is a file of any size that starts with some bytes.
+type header []byte
+
+func (h header) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	if off < int64(len(h)) {
+		copy(p, h[off:])
+	}
+	return len(p), nil
+}
+
+// TestManyDescriptors: a count that fits a huge file is still not believed.
+func TestManyDescriptors(t *testing.T) {
+	b := load(t, imagetest.SIF(t, t.TempDir(), imagetest.Options{}))[:4096]
+	binary.LittleEndian.PutUint64(b[88:], 1<<20)
+	binary.LittleEndian.PutUint64(b[104:], 585<<20)
+	c := &counting{r: header(b)}
+	if _, err := imagefile.Identify(c, 1<<50); !errors.Is(err, backends.Invalid) || c.bytes > 1<<20 {
+		t.Errorf("%v after %d bytes", err, c.bytes)
+	}
+}
+
 func FuzzIdentify(f *testing.F) {
 	dir := f.TempDir()
 	f.Add([]byte(imagetest.LaunchLine))

@@ -139,7 +139,8 @@ func parseInspect(text string, out *Inspect) bool {
 	}
 	a := stored.Data.Attributes
 	out.Labels = textLabels(a.Labels)
-	out.Deffile, out.Runscript, out.Help, out.Test = a.Deffile, a.Runscript, a.Helpfile, a.Test
+	// Decoding can lengthen text: a byte that is no UTF-8 becomes three.
+	out.Deffile, out.Runscript, out.Help, out.Test = cut(a.Deffile), cut(a.Runscript), cut(a.Helpfile), cut(a.Test)
 	var files []string
 	for name := range a.Environment {
 		files = append(files, name)
@@ -169,9 +170,9 @@ func textLabels(labels map[string]any) map[string]string {
 	out := make(map[string]string, len(labels))
 	for name, value := range labels {
 		if s, ok := value.(string); ok {
-			out[name] = s
+			out[name] = cut(s)
 		} else if b, err := json.Marshal(value); err == nil {
-			out[name] = string(b)
+			out[name] = cut(string(b))
 		}
 	}
 	return out
@@ -239,6 +240,9 @@ func (r *squashReader) environment(meta map[string]inodeRef) (string, error) {
 	slices.Sort(names)
 	joined := ""
 	for _, name := range names {
+		if len(joined) >= MaxValue {
+			break
+		}
 		var text string
 		if err := r.texts(env, map[string]*string{name: &text}); err != nil {
 			return "", err
