@@ -129,9 +129,14 @@ func fault(op string, ref backends.Ref, err error) *backends.Error {
 	case errors.Is(err, syscall.EIO):
 		kind = backends.Unavailable
 	}
+	// The Ref says which; where the folder lies is nobody's business.
 	var path *fs.PathError
-	if errors.As(err, &path) {
-		err = path.Err // the Ref says which; the full path is nobody's business
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		err = path.Err
+	case errors.As(err, &link):
+		err = link.Err
 	}
 	return &backends.Error{Op: op, Ref: ref, Kind: kind, Err: err}
 }
