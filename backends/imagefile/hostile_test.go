@@ -176,8 +176,8 @@ func TestLzoInstructions(t *testing.T) {
 	put(text...)
 	put(1<<2|2, 5) // after literals: 3 bytes from 5<<2 + 1 + 2049 back, then 2 literals
 	put('y', 'z')
-	put(3<<2, 7) // after a match with literals: 2 bytes from 7<<2 + 3 + 1 back
-	put(17, 0, 0)  // the end
+	put(3<<2, 7)  // after a match with literals: 2 bytes from 7<<2 + 3 + 1 back
+	put(17, 0, 0) // the end
 	want := bytes.Clone(text)
 	want = append(want, want[len(want)-2070:][:3]...)
 	want = append(want, "yz"...)

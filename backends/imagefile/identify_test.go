@@ -34,7 +34,12 @@ func identify(t testing.TB, b []byte) imagefile.Info {
 
 func checkTables(t testing.TB, info imagefile.Info, size int64) {
 	t.Helper()
+	last := int64(0)
 	for _, e := range info.Tables {
+		if e.Off < last {
+			t.Fatalf("tables out of order: %+v", info.Tables)
+		}
+		last = e.Off
 		if e.Off < 0 || e.Len <= 0 || e.Off+e.Len > size {
 			t.Fatalf("table %+v lies outside %d bytes", e, size)
 		}

@@ -2,8 +2,10 @@ package imagefile
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -111,6 +113,7 @@ func readSIF(s *source) (sifImage, error) {
 	img.info.Tables = []Extent{{0, off + length}}
 	err = img.readRoot(s)
 	img.info.Tables = clip(img.info.Tables, s.size)
+	slices.SortFunc(img.info.Tables, func(a, b Extent) int { return cmp.Compare(a.Off, b.Off) })
 	return img, err
 }
 
