@@ -192,7 +192,7 @@ func (c *content) begin() error {
 		return err
 	}
 	work, err := openWorkfile(c.s.disk, c.key)
-	if isFull(err) && c.s.evict(c.ctx, reserve) == nil {
+	if isFull(err) && c.s.evict(c.ctx, c.s.opt.MaxBytes, reserve) == nil {
 		work, err = openWorkfile(c.s.disk, c.key)
 	}
 	if err != nil {
@@ -420,8 +420,12 @@ func (c *content) allHere(lo, hi int) bool {
 func (c *content) readHere(lo, hi int, p []byte, off int64) (int, error) {
 	work := c.work.data // a later renew makes another file, and closes this one
 	for i := lo; i <= hi; i++ {
-		if c.state[i] != claimed {
+		switch c.state[i] {
+		case present:
 			continue
+		case claimed:
+		default:
+			return 0, errBadChunk // somebody else found it out
 		}
 		c.mu.Unlock()
 		_, err := c.readChunk(work, i, nil)
@@ -429,6 +433,7 @@ func (c *content) readHere(lo, hi int, p []byte, off int64) (int, error) {
 		if err != nil {
 			return 0, err
 		}
+		i = lo - 1 // mu was released: look at all of them again
 	}
 	c.mu.Unlock()
 	n, err := work.ReadAt(p, off)

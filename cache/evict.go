@@ -37,8 +37,10 @@ var errNoRoom = fmt.Errorf("the cache has reached its size or the disk its floor
 type room struct {
 	written atomic.Int64 // since the last scan
 	full    atomic.Bool
-	mu      sync.Mutex // held by the one goroutine that scans
-	at      time.Time  // of the last scan
+	mu      sync.Mutex // held by the one goroutine that looks; before evicting
+	at      time.Time  // of the last look
+
+	evicting sync.Mutex // held across the disk's work
 }
 
 // kept is one thing that eviction may take.
@@ -61,9 +63,13 @@ func (s *Store) Usage() (used, limit int64) {
 
 // Evict removes what was used longest ago until the bounds hold or nothing is
 // left that may go: nothing that is open in any process, and nothing pinned.
-func (s *Store) Evict(ctx context.Context) error { return s.evict(ctx, 0) }
+func (s *Store) Evict(ctx context.Context) error { return s.evict(ctx, s.opt.MaxBytes, 0) }
 
-func (s *Store) evict(ctx context.Context, need int64) error {
+// evict brings the store within limit (0: none) and frees need bytes beyond the floor.
+func (s *Store) evict(ctx context.Context, limit, need int64) error {
+	// One at a time: two that hold the same file open free nothing of it.
+	s.room.evicting.Lock()
+	defer s.room.evicting.Unlock()
 	all := s.scan()
 	var used int64
 	for _, k := range all {
@@ -74,7 +80,7 @@ func (s *Store) evict(ctx context.Context, need int64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		over := s.opt.MaxBytes > 0 && used > s.opt.MaxBytes
+		over := limit > 0 && used > limit
 		if !over && s.free() >= s.opt.FreeFloor+need {
 			return nil
 		}
@@ -220,7 +226,7 @@ func (s *Store) makeRoom() {
 	defer s.room.mu.Unlock()
 	s.room.written.Store(0)
 	s.room.at = s.opt.Now()
-	if err := s.evict(s.ctx, 0); err != nil && s.ctx.Err() == nil {
+	if err := s.evict(s.ctx, s.opt.MaxBytes, 0); err != nil && s.ctx.Err() == nil {
 		s.opt.Log.Warn("the cache could not be brought within its bounds", "error", err)
 	}
 	used, limit := s.Usage()

@@ -240,7 +240,7 @@ func (c *content) tryRange(p *patience, f *rangeFlight, next, end int, buf []byt
 // put stores a chunk in the partial file, making room once if the disk is full.
 func (c *content) put(i int, p []byte) (uint32, error) {
 	crc, err := c.work.put(i, p)
-	if isFull(err) && c.s.evict(c.ctx, reserve) == nil {
+	if isFull(err) && c.s.evict(c.ctx, c.s.opt.MaxBytes, reserve) == nil {
 		crc, err = c.work.put(i, p)
 	}
 	if err != nil {
@@ -437,7 +437,7 @@ func (p *patience) again(err error) error {
 	if p.tries++; p.tries >= maxTries {
 		return err
 	}
-	wait := 50 * time.Millisecond << (2 * (p.tries - 1))
+	wait := 20 * time.Millisecond << (2 * (p.tries - 1))
 	pause := time.NewTimer(wait/2 + rand.N(wait))
 	defer pause.Stop()
 	select {

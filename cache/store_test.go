@@ -217,7 +217,11 @@ func mustRead(t testing.TB, b *Blob, want []byte, off, n int) {
 		t.Fatalf("ReadAt(%d, %d) = %d, %v", off, n, got, err)
 	}
 	if !bytes.Equal(p, want[off:off+n]) {
-		t.Fatalf("ReadAt(%d, %d): wrong bytes", off, n)
+		i := 0
+		for p[i] == want[off+i] {
+			i++
+		}
+		t.Fatalf("ReadAt(%d, %d): a wrong byte at %d", off, n, off+i)
 	}
 }
 
