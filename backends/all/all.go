@@ -5,11 +5,13 @@ package all
 import (
 	"github.com/sregistry/sregistry-fs/backends"
 	"github.com/sregistry/sregistry-fs/backends/dir"
+	"github.com/sregistry/sregistry-fs/backends/registry"
 )
 
 // Drivers gives every driver, in the order in which people are shown them.
 func Drivers() []backends.Driver {
 	return []backends.Driver{
+		registry.Driver(),
 		dir.Driver(),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -251,6 +252,23 @@ func TestTopLevel(t *testing.T) {
 		if !slices.Contains(allowed, top) {
 			t.Errorf("%s is not one of %v", top, allowed)
 			allowed = append(allowed, top) // once is enough
+		}
+	}
+}
+
+// The files that docs/architecture.md sends its readers to are there.
+func TestArchitectureNamesFiles(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "docs", "architecture.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("`([a-z/-]+/[a-z_]+\\.go)`").FindAllSubmatch(page, -1)
+	if len(names) < 10 {
+		t.Errorf("only %d files are named", len(names))
+	}
+	for _, name := range names {
+		if _, err := os.Stat(filepath.Join(root, string(name[1]))); err != nil {
+			t.Error(err)
 		}
 	}
 }
