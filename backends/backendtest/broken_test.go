@@ -246,3 +246,31 @@ func TestEveryPartBites(t *testing.T) {
 		}
 	}
 }
+
+// Where deletes are known to have no effect, one that says so passes, and one
+// that reports success does not.
+func TestDeleteBroken(t *testing.T) {
+	for name, test := range map[string]struct {
+		do    func(b *broken)
+		sound bool
+	}{
+		"says so": {func(b *broken) {
+			b.del = func(ctx context.Context, rec backends.Record) error {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				return &backends.Error{Op: "delete", Ref: rec.Ref, Kind: backends.Unsupported}
+			}
+		}, true},
+		"reports success": {func(b *broken) {
+			b.del = func(ctx context.Context, _ backends.Record) error { return ctx.Err() }
+		}, false},
+		"works": {func(*broken) {}, false},
+	} {
+		h := breakage{do: test.do}.harness()
+		h.DeleteBroken = "a known fault"
+		if failures, _ := runPart(t, "Delete", h); (len(failures) == 0) != test.sound {
+			t.Errorf("a delete that %s: %q", name, failures)
+		}
+	}
+}

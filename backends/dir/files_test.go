@@ -132,6 +132,7 @@ func TestNames(t *testing.T) {
 		"loose:1.sif", "library/shelved:1.sif",
 		// foreign
 		"README.md", "lab/notes.txt", "lab/.hidden:1.simg", ".git/x:1.simg", "lab/:1.simg", "lab/f:.simg", "lab/.simg", "lab/tar.gz",
+		"bad\xff/x:1.simg", // no path that Go's io/fs takes; its siblings still list
 		"empty/.keep", "lab/.sregistry-fs-X.part",
 	)
 	equal(t, "the registry", listing(t, set), []string{
