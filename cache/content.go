@@ -119,7 +119,7 @@ func (c *content) release(refs, busy int) {
 	last := c.refs == 0 && c.busy == 0
 	if last {
 		c.closing = true
-	} else if c.refs == 0 && c.grace == nil && !c.download.running && c.missing > 0 {
+	} else if c.refs == 0 && c.grace == nil && !c.download.streaming && c.missing > 0 {
 		c.grace = time.AfterFunc(graceTime, c.cancel)
 	}
 	c.mu.Unlock()
@@ -163,6 +163,9 @@ func (c *content) end() {
 	delete(c.s.contents, c.key)
 	c.s.mu.Unlock()
 	close(c.gone)
+	if c.s.room.full.Load() {
+		c.s.makeRoom() // it may go now
+	}
 }
 
 // start finds out where the bytes are and settles the size.
@@ -301,7 +304,7 @@ func (c *content) adopt(f *os.File, size int64, digest backends.Digest) {
 	}
 	c.wake(0, len(c.state), nil)
 	c.mu.Unlock()
-	if c.s.opt.Learn != nil && !digest.IsZero() {
+	if c.s.opt.Learn != nil && !digest.IsZero() && (digest != c.rec.Digest || size != c.rec.Size) {
 		c.s.opt.Learn(c.rec, size, digest)
 	}
 }

@@ -16,9 +16,10 @@ const (
 // downloadState is the one stream of an image whose registry has no ranges,
 // guarded by content.mu.
 type downloadState struct {
-	running bool
-	err     error // of the last download
-	ended   time.Time
+	running   bool
+	streaming bool  // it has a slot; before that it may be given up
+	err       error // of the last download
+	ended     time.Time
 }
 
 // startDownload begins the stream unless it runs, with mu held. Readers wait
@@ -40,8 +41,11 @@ func (c *content) startDownload() error {
 }
 
 func (c *content) runDownload() {
-	giveBack, err := c.s.slots.take(c.ctx, false)
+	giveBack, err := take(c.ctx, c.s.slots.download)
 	if err == nil {
+		c.mu.Lock()
+		c.download.streaming = true
+		c.mu.Unlock()
 		err = c.downloadAll()
 		giveBack()
 	}
@@ -119,16 +123,20 @@ func (c *content) tryDownload(p *patience) error {
 			}
 		}
 		c.mu.Lock()
-		was, crc := c.state[i], c.crcs[i]
+		was, crc, whole := c.state[i], c.crcs[i], c.missing == 0
 		c.mu.Unlock()
+		if whole {
+			return nil // from here on the file is the verification's
+		}
 		sum := checksum(buf)
 		if was >= claimed && sum != crc {
 			return backends.Errorf("read", c.rec.Ref, backends.Stale, "a second download has other bytes")
 		}
-		if was != present {
-			if _, err := c.put(i, buf); err != nil {
-				return err
-			}
+		if was == present {
+			continue
+		}
+		if _, err := c.put(i, buf); err != nil {
+			return err
 		}
 		c.mu.Lock()
 		c.arrived(i, sum)

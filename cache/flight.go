@@ -25,21 +25,17 @@ const (
 )
 
 // slots bound the concurrent requests of a store. Those a reader waits for
-// never queue behind read-ahead.
-type slots struct{ demand, ahead chan struct{} }
+// never queue behind read-ahead, nor behind whole downloads.
+type slots struct{ demand, ahead, download chan struct{} }
 
 func newSlots() slots {
-	return slots{make(chan struct{}, 8), make(chan struct{}, maxAhead)}
+	return slots{make(chan struct{}, 8), make(chan struct{}, maxAhead), make(chan struct{}, 8)}
 }
 
-func (s slots) take(ctx context.Context, ahead bool) (giveBack func(), err error) {
-	ch := s.demand
-	if ahead {
-		ch = s.ahead
-	}
+func take(ctx context.Context, slot chan struct{}) (giveBack func(), err error) {
 	select {
-	case ch <- struct{}{}:
-		return func() { <-ch }, nil
+	case slot <- struct{}{}:
+		return func() { <-slot }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -122,7 +118,11 @@ func (c *content) launch(from, to int, ahead bool) {
 }
 
 func (c *content) fly(f *rangeFlight) {
-	giveBack, err := c.s.slots.take(c.ctx, f.ahead)
+	slot := c.s.slots.demand
+	if f.ahead {
+		slot = c.s.slots.ahead
+	}
+	giveBack, err := take(c.ctx, slot)
 	if err == nil {
 		c.mu.Lock()
 		f.running = true
@@ -141,6 +141,7 @@ func (c *content) fly(f *rangeFlight) {
 		c.pump()
 		return
 	}
+	c.cursors = nil // no more ahead of anybody on the strength of the past
 	var disk diskError
 	switch kind := backends.KindOf(err); {
 	case errors.As(err, &disk):
@@ -304,7 +305,7 @@ func (c *content) readRemote(ctx context.Context, buf []byte, off int64) (int, e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
-	giveBack, err := c.s.slots.take(ctx, false)
+	giveBack, err := take(ctx, c.s.slots.demand)
 	if err != nil {
 		return 0, err
 	}

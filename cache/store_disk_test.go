@@ -38,8 +38,10 @@ func TestEvictionKeepsTheBound(t *testing.T) {
 			defer b.Close()
 		} else {
 			b.Close()
+			closeStore(t, s)
 		}
 	}
+	s = openStore(t, dir, images[0].ranged(), func(o *StoreOptions) { o.MaxBytes = 3*each + chunkSize })
 	if used, limit := s.Usage(); used > limit {
 		t.Errorf("%d bytes of %d", used, limit)
 	}
