@@ -5,6 +5,7 @@ package all
 import (
 	"github.com/sregistry/sregistry-fs/backends"
 	"github.com/sregistry/sregistry-fs/backends/dir"
+	httpindex "github.com/sregistry/sregistry-fs/backends/http"
 	"github.com/sregistry/sregistry-fs/backends/registry"
 )
 
@@ -12,6 +13,7 @@ import (
 func Drivers() []backends.Driver {
 	return []backends.Driver{
 		registry.Driver(),
+		httpindex.Driver(),
 		dir.Driver(),
 	}
 }
