@@ -154,7 +154,7 @@ func (p *push) upload(ctx context.Context) (backends.Record, error) {
 		// stored; to send the same bytes again would then destroy it.
 		now, serr := p.b.stat(ctx, opPush, p.ref)
 		if serr == nil {
-			if same, _ := p.holds(ctx, now); same && now.Version != p.before.Version {
+			if same, _ := p.holds(ctx, now); same {
 				return p.done(now), nil
 			}
 		}
