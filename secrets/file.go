@@ -25,7 +25,7 @@ const (
 
 // FileError says why the secrets file cannot be used, and the next step.
 type FileError struct {
-	Path    string // as the user named it
+	Path    string
 	Problem string
 	Hint    string // for a person, mostly a command; may be empty
 	Err     error  // the cause, without contents; may be nil

@@ -33,7 +33,7 @@ type Options struct {
 // as it was when it was opened or last updated through this Source. It is
 // safe for concurrent use.
 type Source struct {
-	path   string // as the user named it; empty: nothing is kept on disk
+	path   string // absolute; empty: nothing is kept on disk
 	home   string
 	uid    int
 	getenv func(string) (string, bool)
@@ -66,6 +66,12 @@ func Open(o Options) (*Source, error) {
 	if s.path == "" {
 		return s, nil
 	}
+	// The process may change its working directory before an update.
+	path, err := filepath.Abs(s.path)
+	if err != nil {
+		return nil, &FileError{Path: s.path, Problem: "cannot be found", Err: err}
+	}
+	s.path = path
 	file, info, err := readFile(s.path, s.uid)
 	if err != nil {
 		return nil, err
@@ -112,7 +118,7 @@ func (s *Source) Get(env string) (string, bool) {
 	return s.file.text(env)
 }
 
-// File gives the path of the secrets file as the user named it, or "".
+// File gives the absolute path of the secrets file, or "".
 func (s *Source) File() string { return s.path }
 
 // env gives a variable that is set and not empty.
