@@ -296,6 +296,11 @@ func TestAbsentCollections(t *testing.T) {
 	if !errors.Is(err, backends.NotFound) {
 		t.Error(err)
 	}
+	_, err = b.Stat(t.Context(), ref("dino", "../x", "1"))
+	wantKind(t, "Stat of no name", err, backends.Invalid)
+	if strings.Contains(err.Error(), "%!") {
+		t.Error(err)
+	}
 }
 
 func TestMinListAge(t *testing.T) {

@@ -18,7 +18,7 @@ func split(path string) []string { return strings.Split(path, "/") }
 // names, and as given if that is another and is not there.
 func (b *registry) Stat(ctx context.Context, ref backends.Ref) (backends.Record, error) {
 	if err := ref.Check(); err != nil {
-		return backends.Record{}, invalid(opStat, ref, "", "%w", errors.Unwrap(err))
+		return backends.Record{}, invalid(opStat, ref, "", "%w", err)
 	}
 	if ref.IsCollection() {
 		return b.statCollection(ctx, ref)
