@@ -35,7 +35,7 @@ var ErrStagedInUse = errors.New("the staged file is in use by another process")
 
 // StageOptions says where and for which registry bytes are staged.
 type StageOptions struct {
-	Dir      string           // the cache directory; it exists, and this user owns it
+	Dir      string           // the cache directory; made with mode 0700 if absent
 	Registry string           // identity written into journals; holds no credential
 	Log      *slog.Logger     // never nil
 	Now      func() time.Time // never nil
@@ -58,6 +58,9 @@ type Stage struct {
 func NewStage(opt StageOptions) (*Stage, error) {
 	fail := func(err error) (*Stage, error) {
 		return nil, &backends.Error{Op: "stage", Kind: backends.KindOf(err), Err: err, Hint: "choose another directory with --cache-dir"}
+	}
+	if err := os.MkdirAll(opt.Dir, 0o700); err != nil {
+		return fail(err)
 	}
 	if err := checkOwned(opt.Dir, os.Stat); err != nil {
 		return fail(err)
