@@ -222,6 +222,9 @@ func (c *content) tryRange(p *patience, f *rangeFlight, next, end int, buf []byt
 			}
 		}
 		have = 0
+		if c.s.room.full.Load() {
+			return 0, diskError{errNoRoom}
+		}
 		crc, err := c.put(i, buf[:want])
 		if err != nil {
 			return 0, err

@@ -21,8 +21,9 @@ type StoreOptions struct {
 	Registry string
 	Backend  backends.Set
 	// MaxBytes bounds what blobs and partial files take, in allocated bytes;
-	// 0 means no bound. It may be passed by what is open, and by up to
-	// a sixteenth while fetches are under way.
+	// 0 means no bound. It may be passed by images without ranges while they
+	// are open, and by a sixteenth plus what is being written at the moment. Of
+	// an image with ranges, what does not fit is read without being kept.
 	MaxBytes int64
 	// FreeFloor is the space on the file system that stays free, in bytes.
 	FreeFloor int64
