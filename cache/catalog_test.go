@@ -824,3 +824,63 @@ func TestCatalogLarge(t *testing.T) {
 		t.Error(len(recs))
 	}
 }
+
+// TestCatalogConcurrent does everything at once, for the race detector, and
+// then compares with the registry.
+func TestCatalogConcurrent(t *testing.T) {
+	for _, noTree := range []bool{false, true} {
+		b := newBench(t, mem.Options{NoTree: noTree, Sparse: true})
+		b.Close()
+		b.ttl = time.Millisecond
+		b.open()
+		ctx := t.Context()
+		var wg sync.WaitGroup
+		for w := range 8 {
+			wg.Go(func() {
+				for i := range 40 {
+					mine := ref(fmt.Sprintf("c%d/image%d:1", i%3, w))
+					rec, err := b.Push(ctx, mine, source(fmt.Sprint(w, i)), nil)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if got, err := b.Find(ctx, mine); err != nil || got.Version != rec.Version {
+						t.Errorf("just pushed %v, found %v %v", rec, got, err)
+					}
+					b.Learn(rec, int64(i), backends.Digest{})
+					b.Images(ctx, "c1")
+					b.Collections(ctx)
+					b.HasCollection(ctx, fmt.Sprint("none", i))
+					if i%4 == 0 {
+						b.Refresh(ctx, "")
+					}
+					if i%5 == 0 {
+						if err := b.Delete(ctx, rec); err != nil {
+							t.Error(err)
+						}
+						if _, err := b.Find(ctx, mine); !errors.Is(err, backends.NotFound) {
+							t.Error("found what was deleted:", err)
+						}
+					}
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(5 * time.Millisecond)
+		if err := b.Refresh(ctx, ""); err != nil {
+			t.Fatal(err)
+		}
+		for c := range 3 {
+			name := fmt.Sprint("c", c)
+			var want []string
+			for r, err := range b.reg.Images(ctx, name) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				want = append(want, r.Image+":"+r.Tag)
+			}
+			slices.Sort(want)
+			b.want("ls "+name, b.ls(name), strings.Join(want, " "))
+		}
+	}
+}
