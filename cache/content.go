@@ -293,11 +293,15 @@ func (c *content) openBlob() (done bool, err error) {
 	return false, c.ctx.Err()
 }
 
-// adopt makes f, which is whole, what every reader reads.
-func (c *content) adopt(f *os.File, size int64, digest backends.Digest) {
+// adopt makes f, which is whole, what every reader reads, and gives back the
+// partial file that f takes the place of, if there was one.
+func (c *content) adopt(f *os.File, size int64, digest backends.Digest) *workfile {
 	c.mu.Lock()
+	// In one step: a reader that finds no file finds the partial one.
+	work := c.work
+	c.work = nil
 	c.file.Store(f)
-	c.digest = digest
+	c.digest, c.check.running = digest, false
 	if !c.settled {
 		c.size, c.settled = size, true
 		close(c.ready)
@@ -307,6 +311,7 @@ func (c *content) adopt(f *os.File, size int64, digest backends.Digest) {
 	if c.s.opt.Learn != nil && !digest.IsZero() && (digest != c.rec.Digest || size != c.rec.Size) {
 		c.s.opt.Learn(c.rec, size, digest)
 	}
+	return work
 }
 
 // settle fixes the size and what of it is here, with mu held.

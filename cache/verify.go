@@ -122,12 +122,7 @@ func (c *content) promote(digest backends.Digest) {
 	if err := d.writeLink(c.key, digest, c.size); err != nil {
 		c.s.opt.Log.Warn("a verified image cannot be found again later", "image", c.rec.Ref.String(), "error", err)
 	}
-	c.mu.Lock()
-	work := c.work
-	c.work = nil
-	c.check.running = false
-	c.mu.Unlock()
-	c.adopt(f, c.size, digest)
+	work := c.adopt(f, c.size, digest)
 	if err := work.discard(); err != nil && !errors.Is(err, os.ErrNotExist) {
 		c.s.opt.Log.Warn("a partial file is left over", "image", c.rec.Ref.String(), "error", err)
 	}
