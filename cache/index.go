@@ -152,12 +152,9 @@ func (x *Index) guard(f func() error) (err error) {
 // replace sets the damaged file aside, keeping one such file per slot, and
 // starts an empty one. The caller holds file, or is alone.
 func (x *Index) replace() error {
-	if db := x.db; db != nil {
-		x.db = nil
-		// After a panic bbolt may hold its own locks for ever: closing must
-		// not be waited for, and its file is no longer of interest.
-		go x.guard(db.Close)
-	}
+	// After a panic bbolt may hold its own locks for ever, so that closing it
+	// might never end: it is left to the garbage collector, its mapping unused.
+	x.db = nil
 	old, _ := filepath.Glob(x.path + ".damaged-*")
 	for _, name := range old {
 		os.Remove(name)
