@@ -94,7 +94,7 @@ func (e *Error) Error() string {
 	case errors.As(e.Err, &inner) && inner.Kind == e.Kind && inner.Ref == e.Ref:
 		b.WriteString(": ")
 		b.WriteString(strings.TrimPrefix(strings.TrimPrefix(e.Err.Error(), inner.Op+" "+e.Ref.String()+": "), inner.Op+": "))
-	case e.Kind == Other:
+	case e.Kind == Other, strings.Contains(e.Err.Error(), e.Kind.Error()):
 		b.WriteString(": " + e.Err.Error())
 	default:
 		b.WriteString(": " + e.Kind.Error() + ": " + e.Err.Error())
@@ -125,7 +125,7 @@ func KindOf(err error) Kind {
 	}
 	var k Kind
 	switch {
-	case errors.As(err, &k):
+	case errors.As(err, &k) && k != Other:
 		return k
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
 		return Timeout
@@ -141,20 +141,20 @@ func KindOf(err error) Kind {
 	return Other
 }
 
-// HintOf gives the innermost hint that err carries, or "".
+// HintOf gives the outermost hint that err carries, or "": whoever wrapped
+// the error last knows best what can be done there.
 func HintOf(err error) string {
-	hint := ""
 	for err != nil {
 		var e *Error
 		if !errors.As(err, &e) {
 			break
 		}
 		if e.Hint != "" {
-			hint = e.Hint
+			return e.Hint
 		}
 		err = e.Err
 	}
-	return hint
+	return ""
 }
 
 // RetryAfter gives the longest wait that the Errors within err state, or 0.
