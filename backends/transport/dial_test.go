@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -25,6 +26,7 @@ func TestReach(t *testing.T) {
 		"100.64.0.1":             private,
 		"fd00::1":                private,
 		"::ffff:10.0.0.1":        private,
+		"::ffff:100.64.0.1":      private,
 		"127.0.0.1":              loopback,
 		"::1":                    loopback,
 		"::ffff:127.0.0.1":       loopback,
@@ -99,7 +101,9 @@ func TestProxy(t *testing.T) {
 	if got, err := get(t, c, "http://registry.invalid/x"); err != nil || got != "via proxy: http://registry.invalid/x" {
 		t.Errorf("got %q, %v", got, err)
 	}
-	broken := func(*http.Request) (*url.URL, error) { return url.Parse("http://user:" + canary + "@%zz") }
+	broken := func(*http.Request) (*url.URL, error) {
+		return nil, errors.New("invalid proxy address http://user:" + canary + "@%zz")
+	}
 	c, log := newTest(t, "http://registry.invalid", &http.Transport{Proxy: broken}, Options{})
 	_, err := get(t, c, "http://registry.invalid/x")
 	if err == nil || strings.Contains(err.Error()+log.String(), canary) {

@@ -125,6 +125,19 @@ func TestNoDowngrade(t *testing.T) {
 	}
 }
 
+// TestNoDowngradeOnTheWay: not for a registry without encryption either.
+func TestNoDowngradeOnTheWay(t *testing.T) {
+	to := map[string]string{"http://h/": "https://h/", "https://h/": "http://store/"}
+	c, _ := newTest(t, "http://h", fake(func(r *http.Request) (*http.Response, error) {
+		if next := to[r.URL.String()]; next != "" {
+			return response(r, 302, http.Header{"Location": {next}}, ""), nil
+		}
+		return response(r, 200, nil, "open"), nil
+	}), Options{})
+	_, err := get(t, c, "http://h/")
+	wantKind(t, err, backends.Denied)
+}
+
 func TestRedirects(t *testing.T) {
 	var base string
 	var puts atomic.Int32

@@ -152,6 +152,7 @@ func TestRange(t *testing.T) {
 		{"beyond the end", 416, ``, "", `"v"`, backends.Stale},
 		{"other start", 206, `Content-Range: bytes 9-12/20|ETag: "v"`, "abcd", `"v"`, backends.Corrupt},
 		{"other end", 206, `Content-Range: bytes 10-12/20|ETag: "v"`, "abc", `"v"`, backends.Corrupt},
+		{"end before the body's", 206, `Content-Range: bytes 10-12/20|ETag: "v"`, "abcd", `"v"`, backends.Corrupt},
 		{"no bounds", 206, `ETag: "v"`, "abcd", `"v"`, backends.Corrupt},
 		{"nonsense", 206, `Content-Range: bytes 10-13/5|ETag: "v"`, "abcd", `"v"`, backends.Corrupt},
 		{"other length", 206, `Content-Range: bytes 10-13/20|ETag: "v"|Content-Length: 5`, "abcde", `"v"`, backends.Corrupt},
@@ -359,6 +360,27 @@ func TestWatchdog(t *testing.T) {
 			}
 		})
 	})
+	t.Run("slow disk", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c, _ := newTest(t, "http://h", fake(func(r *http.Request) (*http.Response, error) {
+				body, err := io.ReadAll(r.Body)
+				if err != nil || r.Context().Err() != nil {
+					return silence(r)
+				}
+				return response(r, 200, nil, string(body)), nil
+			}), Options{})
+			_, _, body, err := c.Do(t.Context(), Request{
+				Op: "push", Method: "PUT", URL: parse(t, "http://h"), Length: 5,
+				Body: func() (io.ReadCloser, error) {
+					time.Sleep(time.Second)
+					return io.NopCloser(io.MultiReader(strings.NewReader("im"), slow(time.Hour), strings.NewReader("age"))), nil
+				},
+			})
+			if err != nil || string(body) != "image" {
+				t.Errorf("got %q, %v", body, err)
+			}
+		})
+	})
 	t.Run("upload is sent, the registry thinks", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c, _ := newTest(t, "http://h", fake(func(r *http.Request) (*http.Response, error) {
@@ -383,6 +405,14 @@ func TestWatchdog(t *testing.T) {
 			}
 		})
 	})
+}
+
+// slow is a reader of nothing that takes its time.
+type slow time.Duration
+
+func (s slow) Read([]byte) (int, error) {
+	time.Sleep(time.Duration(s))
+	return 0, io.EOF
 }
 
 func TestUpload(t *testing.T) {
