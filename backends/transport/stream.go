@@ -164,6 +164,11 @@ func (b *body) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if err := b.w.ctx.Err(); err != nil { // what is buffered already would not notice
+		b.err = b.c.broken(b.r, err, b.w).err
+		_ = b.Close() // the error that matters is b.err
+		return 0, b.err
+	}
 	if b.left == 0 {
 		p = make([]byte, 1) // is there more than was promised?
 	} else if b.left > 0 && int64(len(p)) > b.left {
