@@ -18,8 +18,8 @@ const (
 
 // Stat asks for the file's headers: one request if a listing has shown the
 // image or its name is the canonical one, else up to seven (fourteen in
-// "library"), one for each way to spell it. With a list file it is one more, which
-// tells whether the list changed.
+// "library"), one for each way to spell it. With a list file it is one to ask
+// whether the list changed, and one for the file.
 func (b *backend) Stat(ctx context.Context, ref backends.Ref) (backends.Record, error) {
 	if err := ref.Check(); err != nil {
 		return backends.Record{}, err
@@ -27,22 +27,26 @@ func (b *backend) Stat(ctx context.Context, ref backends.Ref) (backends.Record, 
 	if ref.IsCollection() {
 		return b.statCollection(ctx, ref)
 	}
-	path, f, err := firstOf(b.order(ref), func(path string) (facts, error) { return b.head(ctx, ref, path) })
-	if err != nil {
-		return backends.Record{}, err
-	}
-	r := row{size: backends.UnknownSize}
+	paths, known := b.order(ref), found{}
 	if b.list != nil {
-		// The list adds a digest. Without it the record is still right.
 		images, err := b.images(ctx, opStat, ref, false)
 		switch {
 		case ctx.Err() != nil:
 			return backends.Record{}, err
-		case err != nil:
+		case err != nil: // the record lacks a digest then, and is still right
 			b.log.Debug("the list of images cannot be read", "kind", backends.KindOf(err).Error())
-		case images[ref].path == path && images[ref].row.agrees(f, backends.Digest{}):
-			r = images[ref].row
+		case images[ref].path != "":
+			known = images[ref]
+			paths = slices.Insert(paths, 0, known.path)
 		}
+	}
+	path, f, err := firstOf(paths, func(path string) (facts, error) { return b.head(ctx, ref, path) })
+	if err != nil {
+		return backends.Record{}, err
+	}
+	r := row{}
+	if path == known.path && known.row.agrees(f, backends.Digest{}) {
+		r = known.row
 	}
 	return b.remember(ref, path, f, r), nil
 }
