@@ -374,6 +374,22 @@ func (c *Catalog) Full(ctx context.Context, rec backends.Record) (backends.Recor
 	return known, err
 }
 
+// Recheck asks for an image's record now, whatever is remembered of it: a
+// caller found that it no longer holds (Stale). What the registry says replaces it.
+func (c *Catalog) Recheck(ctx context.Context, ref backends.Ref) (backends.Record, error) {
+	if err := checkImage(ref); err != nil {
+		return backends.Record{}, err
+	}
+	c.mu.Lock()
+	if err := c.refusedStat(ref); err != nil {
+		c.mu.Unlock()
+		return backends.Record{}, err
+	}
+	f := c.flyStat(ref, false)
+	c.mu.Unlock()
+	return f.wait(ctx)
+}
+
 // Refresh asks the registry now, however fresh the listing is: for one
 // collection, or with "" for everything. It returns the registry's error, and
 // what was listed before stays.

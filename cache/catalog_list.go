@@ -156,7 +156,10 @@ func (c *Catalog) flyList(l *listing, fetch func(context.Context) error) *flight
 		l.fails++
 		l.err, l.until = err, c.now().Add(wait)
 		c.silent(err, min(wait, statRetry))
-		if !c.outage.logged {
+		if l != &c.top.listing && errors.Is(err, backends.Denied) {
+			// A private collection that is known by name, not an outage.
+			c.opt.Log.Debug("a collection's images cannot be listed", "error", err)
+		} else if !c.outage.logged {
 			c.outage.logged = true
 			c.opt.Log.Warn("the registry gives no listing", "registry", c.opt.Registry,
 				"serving_old_one", !l.at.IsZero(), "next_try_in", wait.String(), "error", err)

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"syscall"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/sregistry/sregistry-fs/backends"
+	"github.com/sregistry/sregistry-fs/cache"
 )
 
 const (
@@ -176,10 +178,22 @@ func (n *imageNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, 
 	wait, cancel := n.m.killable(ctx, openLimit)
 	defer cancel()
 	rec, err := n.settle(wait)
-	if err != nil {
-		return nil, 0, n.m.fail("open", rec.Ref, err)
+	var blob *cache.Blob
+	if err == nil {
+		blob, err = n.m.cache.Store.Open(wait, rec)
 	}
-	blob, err := n.m.cache.Store.Open(wait, rec)
+	if err == nil {
+		if err = firstByte(wait, blob); err != nil {
+			err = errors.Join(err, blob.Close())
+		}
+	}
+	if errors.Is(err, backends.Stale) {
+		// The tag has moved since it was listed. ESTALE sends the kernel
+		// through Lookup once more, which then finds what it is now.
+		if _, again := n.m.cache.Catalog.Recheck(wait, rec.Ref); again != nil {
+			err = again
+		}
+	}
 	if err != nil {
 		return nil, 0, n.m.fail("open", rec.Ref, err)
 	}
@@ -188,6 +202,17 @@ func (n *imageNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, 
 	n.settled = true
 	n.mu.Unlock()
 	return n.handle(blob)
+}
+
+// firstByte makes sure that the image can be read at all, while the open can
+// still fail: a tag that moved since it was listed is noticed here, and every reader
+// starts with the header anyway.
+func firstByte(ctx context.Context, blob *cache.Blob) error {
+	if blob.Complete() || blob.Size() == 0 {
+		return nil
+	}
+	_, err := blob.ReadAt(ctx, make([]byte, 1), 0)
+	return err
 }
 
 // settle makes sure that the full record behind this inode is known, with at
