@@ -106,14 +106,14 @@ func (a *app) serve(ctx context.Context, s *session, point string, log *slog.Log
 	if err != nil {
 		return err
 	}
-	stop := newStopper(mounted)
+	stop := newStopper(life, mounted)
 	defer stop.wait()
 	ctl, err := listenControl(socketDirs(a.getenv, os.Geteuid()), point, controls{
 		status: func() status { return a.status(s, mounted, point) },
 		refresh: func(ctx context.Context, path string) error {
 			return s.cache.Catalog.Refresh(ctx, collectionOf(path))
 		},
-		unmount: func(_ context.Context, force bool) error { return stop.now(life, force) },
+		unmount: func(_ context.Context, force bool) error { return stop.now(force) },
 	})
 	if err != nil {
 		log.Warn("refresh and status will not reach this mount", "error", err)
@@ -126,25 +126,27 @@ func (a *app) serve(ctx context.Context, s *session, point string, log *slog.Log
 	}
 	a.ready(ctx, s, point)
 	// A signal ends ctx as well, so only what came here is counted.
-	count := 0
+	left := 2
 	select {
 	case <-mounted.Done():
 		return nil // unmounted from outside
 	case <-ctx.Done():
 	case <-signals:
-		count++
+		left--
 	}
 	go func() {
-		for ; count < 2; count++ {
+		for ; left > 0; left-- {
 			select {
 			case <-signals:
 			case <-stop.gone:
 				return
 			}
 		}
-		_ = stop.now(life, true)
+		if err := stop.now(true); err != nil {
+			log.Warn("the mount was not taken down cleanly", "error", err)
+		}
 	}()
-	err = stop.now(life, false)
+	err = stop.now(false)
 	a.sayStaged(s, log)
 	return err
 }
@@ -176,27 +178,38 @@ func (s *session) source() string {
 type stopper struct {
 	mounted *fs.Mounted
 	once    sync.Once
+	patient context.Context // of the graceful unmount
+	hurry   context.CancelFunc
 	gone    chan struct{}
 	err     error // read after gone is closed
 }
 
-func newStopper(m *fs.Mounted) *stopper { return &stopper{mounted: m, gone: make(chan struct{})} }
+// newStopper is for a mount whose operations run under ctx. wait releases it.
+func newStopper(ctx context.Context, m *fs.Mounted) *stopper {
+	s := &stopper{mounted: m, gone: make(chan struct{})}
+	s.patient, s.hurry = context.WithCancel(ctx)
+	return s
+}
 
 // now unmounts, gracefully unless force, and returns the outcome when the
 // mount is gone. A forced call cuts a graceful one short.
-func (s *stopper) now(ctx context.Context, force bool) error {
+func (s *stopper) now(force bool) error {
 	if force {
-		if err := s.mounted.Force(); err != nil {
-			return err
-		}
+		s.hurry()
+		err := s.mounted.Force()
+		s.wait()
+		return err
 	}
 	s.once.Do(func() {
 		go func() {
 			defer close(s.gone)
-			s.err = s.mounted.Unmount(ctx)
+			s.err = s.mounted.Unmount(s.patient)
 		}()
 	})
 	<-s.gone
+	if s.patient.Err() != nil {
+		return nil // forced meanwhile, and that call has the outcome
+	}
 	return s.err
 }
 
@@ -207,6 +220,7 @@ func (s *stopper) wait() {
 	if begun {
 		<-s.gone
 	}
+	s.hurry()
 }
 
 // collectionOf gives the collection that a path below a mountpoint belongs
