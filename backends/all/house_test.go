@@ -68,6 +68,7 @@ func rules() []rule {
 		{pkg: "backends/imagefile/imagetest/hello"},
 		{pkg: "backends/transport", ours: words("backends secrets"), others: words("golang.org/x/sync golang.org/x/net")},
 		{pkg: "backends/registry/registrytest"},
+		{pkg: "backends/registry/registrytest/pyclient"},
 		{pkg: "backends/registry/registrytest/serve", ours: words("backends/registry/registrytest"), others: words("github.com/spf13/pflag")},
 		{pkg: "backends/http", ours: words("backends backends/transport secrets"), others: words("golang.org/x/net golang.org/x/sync")},
 		{pkg: "backends/*", ours: words("backends backends/transport secrets"), others: words("golang.org/x/sync golang.org/x/sys")},
@@ -78,7 +79,7 @@ func rules() []rule {
 func testSupport() []string {
 	return []string{
 		"backends/backendtest", "backends/mem", "backends/imagefile/imagetest", "backends/imagefile/imagetest/hello",
-		"backends/registry/registrytest", "backends/registry/registrytest/serve",
+		"backends/registry/registrytest", "backends/registry/registrytest/serve", "backends/registry/registrytest/pyclient",
 	}
 }
 
