@@ -80,8 +80,9 @@ file "hello:1.2.simg" 2026-11-04T10:20:30 1234567 "" seconds=true exact=false
 </tbody></table></div></body></html>`, `file "hello:1.sif" 2026-11-04T10:20:30 -1 "1.2M" seconds=true exact=false
 `},
 		{"Python", `<html><head><title>Directory listing for /img/</title></head><body><h1>Directory listing for /img/</h1><hr><ul>
-<li><a href="hello%3A1.sif">hello:1.sif</a></li><li><a href="sub/">sub/</a></li></ul><hr></body></html>`, `file "hello:1.sif" - -1 "" seconds=false exact=false
+<li><a href="hello%3A1.sif">hello:1.sif</a></li><li><a href="sub/">sub/</a></li><li><a href="z.sif">z.sif</a></li></ul>served 2020-01-01 10:00 77</body></html>`, `file "hello:1.sif" - -1 "" seconds=false exact=false
 dir "sub" - -1 "" seconds=false exact=false
+file "z.sif" - -1 "" seconds=false exact=false
 `},
 		{"Go", "<!doctype html>\n<meta name=\"viewport\" content=\"width=device-width\">\n<pre>\n<a href=\"hello:1.sif\">hello:1.sif</a>\n<a href=\"sub/\">sub/</a>\n</pre>\n", `file "hello:1.sif" - -1 "" seconds=false exact=false
 dir "sub" - -1 "" seconds=false exact=false
@@ -252,7 +253,7 @@ func TestImageOf(t *testing.T) {
 		}
 	}
 	// What is an image has to be found again, at its own path.
-	for _, path := range []string{"a:1", "lab/a:1.sif", "a.img", "library/a.sif", "x/y/a:latest"} {
+	for _, path := range []string{"a:1", "a:1.sif.simg", "lab/a:1.sif", "a.img", "library/a.sif", "x/y/a:latest"} {
 		ref, ok := refOf(path)
 		found := false
 		for _, c := range candidates(ref) {

@@ -2,6 +2,7 @@ package httpindex
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -200,7 +201,9 @@ func TestCredentials(t *testing.T) {
 	defer func() { _ = b.Close() }()
 	rec, err := b.Stat(t.Context(), ref("lab/tool:1"))
 	must(t, err)
-	if text := fmt.Sprintf("%+v %s", rec, log); strings.Contains(text, "canary") {
+	shown, err := json.Marshal(rec) // Record has its Ref's String
+	must(t, err)
+	if strings.Contains(string(shown)+log.String(), "canary") {
 		t.Error("the password is shown")
 	}
 	if !strings.Contains(log.String(), "without encryption") {
@@ -324,6 +327,47 @@ func TestNoHead(t *testing.T) {
 	_ = st.Close()
 	if err != nil || string(data) != "bytes" {
 		t.Errorf("%q, %v", data, err)
+	}
+}
+
+// TestListingAfterStat: a listing shows Stat's version until it shows a change.
+func TestListingAfterStat(t *testing.T) {
+	at := time.Date(2026, 11, 4, 10, 20, 30, 0, time.UTC)
+	r := ref("lab/tool:1")
+	shown := func(minutes int) found {
+		return found{path: "lab/tool:1.sif", row: row{name: "tool:1.sif", size: 5, when: at.Truncate(time.Minute).Add(time.Duration(minutes) * time.Minute)}}
+	}
+	stated := func() (*backend, string) {
+		b := &backend{base: mustParse("http://h/"), forms: map[backends.Ref]int{}, seen: map[backends.Ref]memory{}}
+		return b, b.remember(r, "lab/tool:1.sif", facts{etag: `"x"`, modified: at, size: 5}, row{}).Version
+	}
+	b, version := stated()
+	for range 2 {
+		if got := b.recordOf(r, shown(60)); got.Version != version { // another time zone
+			t.Errorf("the same image: %q, want %q", got.Version, version)
+		}
+	}
+	if got := b.recordOf(r, shown(75)); got.Version == version {
+		t.Error("another time, though it could be a time zone, is a change once a time was seen")
+	}
+	if got := b.recordOf(r, shown(60)); got.Version == version {
+		t.Error("after a change the old version came back")
+	}
+	b, version = stated()
+	if got := b.recordOf(r, shown(1)); got.Version == version {
+		t.Error("the first listing shows another minute than Stat saw")
+	}
+}
+
+// TestStrangeAnswerIsNoAbsence: another spelling does not make good for it.
+func TestStrangeAnswerIsNoAbsence(t *testing.T) {
+	b := hostile(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, ".simg") {
+			w.WriteHeader(http.StatusTeapot)
+		}
+	})
+	if rec, err := b.Stat(t.Context(), ref("lab/tool:1")); err == nil {
+		t.Errorf("got %+v", rec)
 	}
 }
 
