@@ -23,13 +23,26 @@ func TestCheck(t *testing.T) {
 	}
 	bad := []Ref{
 		{}, // the registry itself is no path
-		{Collection: "a//b"}, {Collection: "/a"}, {Collection: "a/"}, {Collection: ".."}, {Collection: "a/../b"}, {Collection: ".git"},
-		{Collection: "a\x00b"}, {Collection: "a\nb"}, {Collection: "a", Tag: "1"},
+		{Collection: "a//b"},
+		{Collection: "/a"},
+		{Collection: "a/"},
+		{Collection: ".."},
+		{Collection: "a/../b"},
+		{Collection: ".git"},
+		{Collection: "a\x00b"},
+		{Collection: "a\nb"},
+		{Collection: "a", Tag: "1"},
 		{Collection: "a", Image: "x"}, // no tag
-		{Collection: "a", Image: "b/c", Tag: "1"}, {Collection: "a", Image: "x", Tag: "1/2"},
-		{Collection: "a", Image: ".x", Tag: "1"}, {Collection: "a", Image: "x:y", Tag: "1"}, {Collection: "a", Image: "x@y", Tag: "1"},
-		{Collection: "a", Image: "x", Tag: "1@2"}, {Collection: "a", Image: "x\x1b[31m", Tag: "1"}, {Collection: "a", Image: "x", Tag: "\u202egmis"},
-		{Collection: "a", Image: "x\xff", Tag: "1"}, {Collection: "a", Image: "x", Tag: "a\u2028b"},
+		{Collection: "a", Image: "b/c", Tag: "1"},
+		{Collection: "a", Image: "x", Tag: "1/2"},
+		{Collection: "a", Image: ".x", Tag: "1"},
+		{Collection: "a", Image: "x:y", Tag: "1"},
+		{Collection: "a", Image: "x@y", Tag: "1"},
+		{Collection: "a", Image: "x", Tag: "1@2"},
+		{Collection: "a", Image: "x\x1b[31m", Tag: "1"},
+		{Collection: "a", Image: "x", Tag: "\u202egmis"},
+		{Collection: "a", Image: "x\xff", Tag: "1"},
+		{Collection: "a", Image: "x", Tag: "a\u2028b"},
 		{Collection: "a", Image: "x", Tag: strings.Repeat("t", MaxName-len("x:.simg")+1)},
 		{Collection: strings.Repeat("c", MaxName+1), Image: "x", Tag: "1"},
 	}

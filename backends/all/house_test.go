@@ -61,8 +61,8 @@ func rules() []rule {
 		{pkg: "backends/mem", ours: words("backends"), never: words("net/http os")},
 		{
 			pkg: "backends/imagefile", ours: words("backends"), never: words("net net/http"),
-			others: words("github.com/sylabs/sif/v2 github.com/CalebQ42/squashfs github.com/klauspost/compress github.com/pierrec/lz4/v4 " +
-				"github.com/ulikunitz/xz github.com/mikelolasagasti/xz github.com/rasky/go-lzo"),
+			others: words("github.com/sylabs/sif/v2 github.com/klauspost/compress github.com/pierrec/lz4/v4 " +
+				"github.com/ulikunitz/xz github.com/mikelolasagasti/xz"),
 		},
 		{pkg: "backends/imagefile/imagetest", ours: words("backends backends/imagefile backends/imagefile/imagetest/hello"), others: words("github.com/sylabs/sif/v2")},
 		{pkg: "backends/imagefile/imagetest/hello"},
