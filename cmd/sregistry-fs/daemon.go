@@ -19,7 +19,7 @@ const daemonPipe = 3
 
 // verdict is the one message on the pipe.
 type verdict struct {
-	Ready bool   `json:"ready,omitempty"`
+	Ready string `json:"ready,omitempty"` // "SPEC on MOUNTPOINT", or empty
 	Error string `json:"error,omitempty"`
 	Hint  string `json:"hint,omitempty"`
 	Code  int    `json:"code,omitempty"`
@@ -71,13 +71,12 @@ func (a *app) startDaemon(ctx context.Context) error {
 		}
 		return fmt.Errorf("the daemon ended before it was ready: %w", err)
 	}
-	if !v.Ready {
+	if v.Ready == "" {
 		_, _ = cmd.Process.Wait()
 		return &daemonError{v}
 	}
-	pid := cmd.Process.Pid
 	if !a.cfg.Quiet {
-		fmt.Fprintf(a.stdout, "ready: process %d\n", pid)
+		fmt.Fprintf(a.stdout, "ready: %s, process %d\n", v.Ready, cmd.Process.Pid)
 	}
 	return cmd.Process.Release()
 }
@@ -88,13 +87,13 @@ func (a *app) adoptPipe() {
 	a.parent = os.NewFile(daemonPipe, "daemon pipe")
 }
 
-// tellParent tells the process that waits that the mount is ready (nil) or
-// why it did not come up. Only the first call does something.
-func (a *app) tellParent(ctx context.Context, err error) {
+// tellParent tells the process that waits what is ready, or with err why the
+// mount did not come up. Only the first call does something.
+func (a *app) tellParent(ctx context.Context, ready string, err error) {
 	if a.parent == nil {
 		return
 	}
-	v := verdict{Ready: err == nil}
+	v := verdict{Ready: ready}
 	if err != nil {
 		v = verdict{Error: err.Error(), Hint: hintOf(err), Code: exitCode(ctx, err)}
 	}

@@ -45,7 +45,9 @@ SREGISTRY_FS_CACHE_DIR; docs/config.md lists them.
 				return a.startDaemon(cmd.Context())
 			}
 			err := a.mount(cmd.Context(), args[0], args[1])
-			a.tellParent(cmd.Context(), err)
+			if err != nil {
+				a.tellParent(cmd.Context(), "", err)
+			}
 			return err
 		},
 	}
@@ -134,6 +136,7 @@ func (a *app) serve(ctx context.Context, s *session, point string, log *slog.Log
 	case <-signals:
 		left--
 	}
+	log.Info("unmounting; a second signal does not wait", "timeout", a.cfg.StopTimeout)
 	go func() {
 		for ; left > 0; left-- {
 			select {
@@ -236,11 +239,12 @@ func collectionOf(path string) string {
 
 // ready says on one line that the mount can be used.
 func (a *app) ready(ctx context.Context, s *session, point string) {
+	what := s.source() + " on " + point
 	if a.parent != nil {
 		_ = os.Chdir("/") // so that the daemon keeps no other file system busy
-		a.tellParent(ctx, nil)
+		a.tellParent(ctx, what, nil)
 	} else if !a.cfg.Quiet {
-		fmt.Fprintf(a.stdout, "ready: %s on %s\n", s.source(), point)
+		fmt.Fprintf(a.stdout, "ready: %s\n", what)
 	}
 }
 
