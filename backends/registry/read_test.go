@@ -278,10 +278,18 @@ func TestBrokenDownloads(t *testing.T) {
 			}
 			return nil
 		})
-		requests(t, s, name, map[string]int{"download": 1}, func() {
-			_, err := read(t, b, rec)
-			wantKind(t, name, err, c.kind)
-		})
+		s.ResetCounts()
+		_, err := read(t, b, rec)
+		wantKind(t, name, err, c.kind)
+		// net/http itself repeats a request on a kept connection that was
+		// reset before the first byte of an answer.
+		most := 1
+		if name == "reset" {
+			most = 2
+		}
+		if n := s.Count("download"); n < 1 || n > most {
+			t.Errorf("%s: %d downloads, at most %d may be made", name, n, most)
+		}
 	}
 	s.SetFault(nil)
 	wantBytes(t, b, rec, body)

@@ -386,7 +386,10 @@ func TestStaleMount(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for !slices.Contains(strings.Fields(readMounts(t)), s.mnt) {
+	for range 1000 {
+		if slices.Contains(strings.Fields(readMounts(t)), s.mnt) {
+			break
+		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	s.run("ls", s.path("vsoch"))

@@ -95,12 +95,13 @@ func clearDead(path string, log *slog.Logger) error {
 }
 
 // isDead reports whether the mount at path has lost its daemon. One that does not
-// answer within two seconds counts as alive.
+// answer within two seconds counts as alive. It asks with statfs, which the
+// kernel never answers from memory as it does stat.
 func isDead(path string) bool {
 	answer := make(chan error, 1)
 	go func() {
-		var st unix.Stat_t
-		answer <- unix.Lstat(path, &st)
+		var st unix.Statfs_t
+		answer <- unix.Statfs(path, &st)
 	}()
 	select {
 	case err := <-answer:
