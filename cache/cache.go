@@ -68,9 +68,6 @@ func Open(_ context.Context, o Options) (*Cache, error) {
 // Dir gives the cache directory.
 func (c *Cache) Dir() string { return c.dir }
 
-// Ranges reports whether parts of an image can be read without the whole.
-func (c *Cache) Ranges() bool { return c.backend.Ranges != nil || c.backend.Local != nil }
-
 // CanPush reports whether the registry takes images.
 func (c *Cache) CanPush() bool { return c.backend.Pusher != nil }
 

@@ -2,9 +2,6 @@ package fs
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"io"
 	"slices"
 	"strings"
 	"syscall"
@@ -28,8 +25,6 @@ const (
 	// attributesLife is how long computed attributes serve: getfattr -d asks
 	// twice for every name.
 	attributesLife = 2 * time.Second
-	// inspectLimit bounds how long an image's own data may take to read.
-	inspectLimit = 15 * time.Second
 )
 
 // attributes are the extended attributes of an image at one moment.
@@ -65,7 +60,7 @@ func (n *imageNode) attributesOf(ctx context.Context, network bool) *attributes 
 		}
 		rec = full
 	}
-	inspect, state := n.m.inspect(ctx, rec, network)
+	inspect, state := n.m.cache.Inspect(ctx, rec, network)
 	a := &attributes{values: n.m.describe(rec, inspect, state), made: n.m.now()}
 	if network {
 		n.mu.Lock()
@@ -76,7 +71,7 @@ func (n *imageNode) attributesOf(ctx context.Context, network bool) *attributes 
 }
 
 // describe puts a record into attributes.
-func (m *mount) describe(rec backends.Record, inspect *imagefile.Inspect, state string) map[string]string {
+func (m *mount) describe(rec backends.Record, inspect *imagefile.Inspect, state cache.InspectState) map[string]string {
 	cached := "no"
 	if _, _, ok := m.cache.Store.Cached(rec); ok {
 		cached = "yes"
@@ -90,7 +85,7 @@ func (m *mount) describe(rec backends.Record, inspect *imagefile.Inspect, state 
 		"size":       sizeText(rec.Size),
 		"uri":        m.opts.Backend + "://" + rec.Ref.String(),
 		"cached":     cached,
-		"inspect":    state,
+		"inspect":    string(state),
 		"record":     string(Document(m.opts.Backend, rec, inspect)),
 	}
 	if !rec.Digest.IsZero() {
@@ -129,64 +124,6 @@ func (m *mount) describe(rec backends.Record, inspect *imagefile.Inspect, state 
 		out[xattrPrefix+name] = value
 	}
 	return out
-}
-
-// inspect reads what the image says of itself: from what was kept, from
-// bytes that are here, or through ranges; never by downloading the image. The second
-// result says in words which of these it was.
-func (m *mount) inspect(ctx context.Context, rec backends.Record, network bool) (*imagefile.Inspect, string) {
-	key := "inspect " + rec.Ref.String() + "@" + rec.Version
-	if _, digest, ok := m.cache.Store.Cached(rec); ok && !digest.IsZero() {
-		key = "inspect " + digest.String()
-	} else if rec.Digest.Algorithm == "sha256" {
-		key = "inspect " + rec.Digest.String()
-	}
-	if kept, ok := m.cache.Catalog.Note(key); ok {
-		var i imagefile.Inspect
-		if json.Unmarshal(kept, &i) == nil {
-			return &i, "done"
-		}
-	}
-	_, _, here := m.cache.Store.Cached(rec)
-	if !here && (!network || !m.cache.Ranges()) {
-		return nil, "needs-pull"
-	}
-	ctx, cancel := context.WithTimeout(ctx, inspectLimit)
-	defer cancel()
-	i, err := m.readInspect(ctx, rec)
-	if errors.Is(err, backends.Unsupported) || errors.Is(err, backends.Invalid) {
-		return nil, "not-available"
-	}
-	if err != nil {
-		m.log.Debug("the image's own data was not read", "image", rec.Ref.String(), "error", err)
-		return nil, "failed"
-	}
-	if kept, err := json.Marshal(i); err == nil {
-		m.cache.Catalog.SetNote(key, kept)
-	}
-	return &i, "done"
-}
-
-func (m *mount) readInspect(ctx context.Context, rec backends.Record) (imagefile.Inspect, error) {
-	blob, err := m.cache.Store.Open(ctx, rec)
-	if err != nil {
-		return imagefile.Inspect{}, err
-	}
-	i, err := imagefile.ReadInspect(ctx, blobReader{ctx, blob}, blob.Size())
-	return i, errors.Join(err, blob.Close())
-}
-
-// blobReader reads a blob under one context.
-type blobReader struct {
-	ctx  context.Context
-	blob *cache.Blob
-}
-
-func (r blobReader) ReadAt(p []byte, off int64) (int, error) {
-	if off >= r.blob.Size() {
-		return 0, io.EOF
-	}
-	return r.blob.ReadAt(r.ctx, p, off)
 }
 
 // Getxattr gives one attribute of the image, or ENODATA.

@@ -1,24 +1,14 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/sregistry/sregistry-fs/backends"
-	"github.com/sregistry/sregistry-fs/backends/imagefile"
-	"github.com/sregistry/sregistry-fs/cache"
 	"github.com/sregistry/sregistry-fs/fs"
 )
-
-// inspectLimit bounds how long record reads in the image itself.
-const inspectLimit = 15 * time.Second
 
 func (a *app) recordCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -42,7 +32,8 @@ where that needs no download of the whole.
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "%s\n", fs.Document(s.spec.driver.Scheme, rec, s.inspect(cmd.Context(), rec)))
+				inspect, _ := s.cache.Inspect(cmd.Context(), rec, true)
+				_, err = fmt.Fprintf(a.stdout, "%s\n", fs.Document(s.spec.driver.Scheme, rec, inspect))
 				return err
 			})
 		},
@@ -64,38 +55,4 @@ func (a *app) recordPath(path string) error {
 	}
 	_, err = fmt.Fprintf(a.stdout, "%s\n", buf[:n])
 	return err
-}
-
-// inspect reads what the image says of itself, or gives nil where that
-// would take a download.
-func (s *session) inspect(ctx context.Context, rec backends.Record) *imagefile.Inspect {
-	if _, _, here := s.cache.Store.Cached(rec); !here && !s.cache.Ranges() {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, inspectLimit)
-	defer cancel()
-	blob, err := s.cache.Store.Open(ctx, rec)
-	if err != nil {
-		s.log.Debug("the image's own data was not read", "image", rec.Ref.String(), "error", err)
-		return nil
-	}
-	i, err := imagefile.ReadInspect(ctx, blobReader{ctx, blob}, blob.Size())
-	if err = errors.Join(err, blob.Close()); err != nil {
-		s.log.Debug("the image's own data was not read", "image", rec.Ref.String(), "error", err)
-		return nil
-	}
-	return &i
-}
-
-// blobReader reads a blob under one context.
-type blobReader struct {
-	ctx  context.Context
-	blob *cache.Blob
-}
-
-func (r blobReader) ReadAt(p []byte, off int64) (int, error) {
-	if off >= r.blob.Size() {
-		return 0, io.EOF
-	}
-	return r.blob.ReadAt(r.ctx, p, off)
 }
