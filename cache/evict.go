@@ -199,9 +199,19 @@ func (s *Store) wrote(n int64) {
 	if s.opt.MaxBytes > 0 {
 		step = min(step, max(s.opt.MaxBytes/16, chunkSize))
 	}
-	if s.room.written.Add(n) >= step {
-		s.makeRoom()
+	if written := s.room.written.Add(n); written < step {
+		return
+	} else if written >= 2*step {
+		// Somebody looks, and takes longer than we take to write: wait, or the
+		// bound would be as far behind as the disk is slow.
+		s.room.mu.Lock()
+		if s.room.written.Load() >= step {
+			s.look()
+		}
+		s.room.mu.Unlock()
+		return
 	}
+	s.makeRoom()
 }
 
 // hasRoom reports whether a flight may write. Eviction has been tried.
@@ -220,10 +230,17 @@ func (s *Store) hasRoom() bool {
 
 // makeRoom looks at the bounds and evicts, unless another goroutine does.
 func (s *Store) makeRoom() {
-	if s.opt.MaxBytes <= 0 && s.opt.FreeFloor <= 0 || !s.room.mu.TryLock() {
+	if s.room.mu.TryLock() {
+		s.look()
+		s.room.mu.Unlock()
+	}
+}
+
+// look is makeRoom for the holder of room.mu.
+func (s *Store) look() {
+	if s.opt.MaxBytes <= 0 && s.opt.FreeFloor <= 0 {
 		return
 	}
-	defer s.room.mu.Unlock()
 	s.room.written.Store(0)
 	s.room.at = s.opt.Now()
 	if err := s.evict(s.ctx, s.opt.MaxBytes, 0); err != nil && s.ctx.Err() == nil {

@@ -91,14 +91,16 @@ func TestUnfinishedImagesAreEvictedAndSwept(t *testing.T) {
 }
 
 func TestAnImageBeyondTheBoundIsStillReadable(t *testing.T) {
-	r := newImage(60 * chunkSize)
+	r := newImage(1200 * chunkSize)
 	s := openStore(t, t.TempDir(), r.ranged(), func(o *StoreOptions) { o.MaxBytes = 16 * chunkSize })
 	b := mustOpen(t, s, r.rec())
 	defer b.Close()
 	for off := 0; off < len(r.data); off += chunkSize {
 		mustRead(t, b, r.data, off, chunkSize)
 	}
-	if used, limit := s.Usage(); used > limit+limit/16+16*chunkSize {
+	// What is under way when the bound is noticed still lands.
+	const underWay = 4 << 20
+	if used, limit := s.Usage(); used > limit+underWay {
 		t.Errorf("%d bytes of %d", used, limit)
 	}
 }
