@@ -79,8 +79,18 @@ func dying(pid int) bool {
 // it: the exit code (field 52 of /proc/PID/stat) of an exiting task has the signal in its low
 // seven bits. A killed writer still sends FLUSH on its way out, and what it
 // wrote must not be published.
+//
+// Only a thread that has let go of its memory is asked for its stat: reading
+// that of a process in execve(2) waits until the execve is over, which may
+// itself be waiting for the answer to this very FLUSH (of a descriptor that is
+// closed on exec).
 func diedBySignal(pid uint32) bool {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/stat")
+	dir := "/proc/" + strconv.Itoa(int(pid))
+	status, err := os.ReadFile(dir + "/status")
+	if err != nil || bytes.Contains(status, []byte("\nVmSize:")) {
+		return false
+	}
+	stat, err := os.ReadFile(dir + "/stat")
 	if err != nil {
 		return false
 	}

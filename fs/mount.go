@@ -99,7 +99,7 @@ func Mount(ctx context.Context, mountpoint string, c *cache.Cache, o Options) (*
 	if o.AllowRoot {
 		raw = onlyFor(raw, uint32(os.Geteuid()), 0)
 	}
-	server, err := fuse.NewServer(raw, mountpoint, &opts.MountOptions)
+	server, err := newServer(raw, mountpoint, &opts.MountOptions)
 	if err != nil {
 		m.end()
 		return nil, mountError(mountpoint, err)
@@ -121,6 +121,31 @@ func Mount(ctx context.Context, mountpoint string, c *cache.Cache, o Options) (*
 	return mounted, nil
 }
 
+// newServer mounts. A child process must never inherit the connection: it would
+// stay open after this process has died, and a child that waits for the mount
+// would then wait for itself.
+func newServer(raw fuse.RawFileSystem, mountpoint string, o *fuse.MountOptions) (*fuse.Server, error) {
+	if o.DirectMount {
+		// Mounting directly forks nothing, and the descriptor has no
+		// close-on-exec flag from the start.
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
+	server, err := fuse.NewServer(raw, mountpoint, o)
+	fds, readErr := os.ReadDir("/proc/self/fd")
+	if readErr != nil {
+		return server, err
+	}
+	for _, entry := range fds {
+		if target, _ := os.Readlink("/proc/self/fd/" + entry.Name()); target == "/dev/fuse" {
+			if fd, convErr := strconv.Atoi(entry.Name()); convErr == nil {
+				unix.CloseOnExec(fd)
+			}
+		}
+	}
+	return server, err
+}
+
 func (m *mount) fuseOptions() fuse.MountOptions {
 	o := m.opts
 	root := os.Geteuid() == 0
@@ -131,6 +156,7 @@ func (m *mount) fuseOptions() fuse.MountOptions {
 		// everybody read a file of mode 0600.
 		Options:              []string{"default_permissions"},
 		DirectMount:          root,
+		DirectMountStrict:    root, // no fallback that forks: see newServer
 		DirectMountFlags:     syscall.MS_NOSUID | syscall.MS_NODEV,
 		MaxWrite:             1 << 20,
 		IgnoreSecurityLabels: true,

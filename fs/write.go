@@ -184,6 +184,10 @@ func (n *stageNode) stage() syscall.Errno {
 		return n.m.fail("create", n.ref, err)
 	}
 	n.staged = staged
+	if n.published != nil { // opened again, by its inode and not by its name
+		n.base, n.published, n.pristine = n.published, nil, true
+		n.changed, n.tried, n.triedErr = 0, 0, 0
+	}
 	n.m.track(n, true)
 	return 0
 }

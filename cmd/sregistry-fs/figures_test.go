@@ -5,10 +5,8 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -114,45 +112,4 @@ func (s *site) settle(path string) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	s.t.Error("the image was not kept")
-}
-
-func openUpParents(t testing.TB, dir string) {
-	t.Helper()
-	for ; strings.HasPrefix(dir, os.TempDir()+"/"); dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// serveNginx serves dir/www on a free port of loopback until the test ends.
-func serveNginx(t testing.TB, dir string) string {
-	t.Helper()
-	nginx, err := exec.LookPath("nginx")
-	if err != nil {
-		t.Skip("nginx is not installed")
-	}
-	const port = 18099
-	conf := filepath.Join(dir, "nginx.conf")
-	text := fmt.Sprintf(`daemon off; pid %[1]s/pid; error_log %[1]s/error.log;
-events {}
-http { access_log off; sendfile on; server { listen 127.0.0.1:%[2]d; root %[1]s/www; autoindex on; } }
-`, dir, port)
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(nginx, "-p", dir, "-c", conf)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() })
-	url := "http://127.0.0.1:" + strconv.Itoa(port)
-	for range 200 {
-		if exec.Command("curl", "-s", "-o", "/dev/null", url).Run() == nil {
-			return url
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("nginx does not answer")
-	return ""
 }
