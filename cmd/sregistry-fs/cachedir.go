@@ -129,9 +129,35 @@ func privateDir(dir string, stat func(string) (os.FileInfo, error)) error {
 	case ok && int(st.Uid) != os.Geteuid():
 		return fmt.Errorf("%s belongs to user %d: %w", dir, st.Uid, fs.ErrPermission)
 	case info.Mode().Perm()&0o077 != 0:
+		if err := mayTake(dir); err != nil {
+			return err
+		}
 		return os.Chmod(dir, 0o700)
 	}
 	return nil
+}
+
+// mayTake refuses to close a directory that others can use and that holds
+// anything but a cache: --cache-dir /tmp must not end /tmp for everybody.
+func mayTake(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	foreign := ""
+	for _, e := range entries {
+		switch e.Name() {
+		case "blobs", "stage", "index":
+			return nil
+		case "lost+found":
+		default:
+			foreign = e.Name()
+		}
+	}
+	if foreign == "" {
+		return nil
+	}
+	return fmt.Errorf("%s is open to other users and is no cache (it holds %q)", dir, foreign)
 }
 
 // overlap reports whether one of two directories is inside the other or they

@@ -91,6 +91,29 @@ func TestDefaultCacheDir(t *testing.T) {
 	}
 }
 
+// A folder that others use is not taken from them: --cache-dir /tmp must not
+// change the mode of /tmp.
+func TestCacheDirIsNotTakenOver(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "theirs")
+	must(t, os.Mkdir(dir, 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o644))
+	if err := privateDir(dir, os.Stat); err == nil {
+		t.Error("a folder with other files became the cache")
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("its mode is now %v, %v", info.Mode(), err)
+	}
+	must(t, os.Rename(filepath.Join(dir, "file"), filepath.Join(dir, "lost+found")))
+	must(t, privateDir(dir, os.Stat))
+	must(t, os.Chmod(dir, 0o755))
+	must(t, os.Mkdir(filepath.Join(dir, "blobs"), 0o700))
+	must(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o644))
+	must(t, privateDir(dir, os.Stat)) // a cache, whatever else is in it
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the mode of a cache is %v, %v", info.Mode(), err)
+	}
+}
+
 // A directory under /tmp could be somebody's trap: a link, or not ours.
 func TestNodeDir(t *testing.T) {
 	const nfs = 0x6969

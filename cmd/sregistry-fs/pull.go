@@ -127,10 +127,19 @@ func pullTarget(output, name string, force bool) (string, error) {
 		return "", err
 	case info.IsDir():
 		return "", usagef("", "%s is a directory", target)
+	case !regular(target):
+		return "", usagef("--output names a file or a directory", "%s is no regular file", target)
 	case !force:
 		return "", existsError(target)
 	}
 	return target, nil
+}
+
+// regular reports whether path is a regular file or a link to one: anything
+// else (/dev/null) is not to be replaced by an image, whatever was asked.
+func regular(path string) bool {
+	info, err := os.Stat(path)
+	return errors.Is(err, os.ErrNotExist) || err == nil && info.Mode().IsRegular()
 }
 
 func existsError(target string) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -114,10 +115,18 @@ func signalPID(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(signalMount(ts, args[0], syscall.SIGTERM))
 }
 
-// killMount kills the mount's daemon and waits for the kernel to notice.
+// killMount kills the mount's daemon just after the kernel learned the mountpoint's
+// attributes, and waits for the kernel to notice.
 func killMount(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[0])
+	_, err := os.Lstat(path)
+	ts.Check(err)
 	ts.Check(signalMount(ts, args[0], syscall.SIGKILL))
-	for path := ts.MkAbs(args[0]); !isDead(path); time.Sleep(10 * time.Millisecond) {
+	for {
+		if _, err := os.ReadDir(path); errors.Is(err, syscall.ENOTCONN) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
