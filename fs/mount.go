@@ -257,7 +257,10 @@ func (m *Mounted) Force() error {
 	m.m.end()
 	m.abort()
 	err := m.detach()
-	return m.finish(errors.Join(err, m.awaitEnd()))
+	if ended := m.awaitEnd(); ended != nil {
+		return m.finish(errors.Join(err, ended))
+	}
+	return m.finish(nil) // detach may have come too late: an unmount was under way
 }
 
 // detach takes the mount out of the tree while it is in use.

@@ -169,11 +169,14 @@ func (n *imageNode) Setxattr(ctx context.Context, attr string, data []byte, _ ui
 	return syscall.EPERM
 }
 
-// Removexattr unpins the image; everything else is read-only.
-func (n *imageNode) Removexattr(_ context.Context, attr string) syscall.Errno {
+// Removexattr unpins the image. What the record says stays, and the answer is
+// success: rsync -X removes whatever its source does not have.
+func (n *imageNode) Removexattr(ctx context.Context, attr string) syscall.Errno {
 	rec := n.record()
 	if attr != pinName {
-		return syscall.EPERM
+		wait, cancel := n.m.killable(ctx, listLimit)
+		defer cancel()
+		return mayRemove(n.attributesOf(wait, true).values, attr)
 	}
 	if !n.m.cache.Store.Pinned(rec) {
 		return syscall.ENODATA
@@ -224,8 +227,18 @@ func (n *stageNode) Setxattr(_ context.Context, attr string, _ []byte, _ uint32)
 	return syscall.EOPNOTSUPP
 }
 
-// Removexattr has nothing to remove.
-func (n *stageNode) Removexattr(context.Context, string) syscall.Errno { return syscall.ENODATA }
+// Removexattr removes nothing and accepts what rsync -X asks.
+func (n *stageNode) Removexattr(_ context.Context, attr string) syscall.Errno {
+	return mayRemove(n.values(), attr)
+}
+
+// mayRemove answers the removal of an attribute that stays.
+func mayRemove(values map[string]string, attr string) syscall.Errno {
+	if _, ok := values[attr]; ok {
+		return 0
+	}
+	return syscall.ENODATA
+}
 
 func (d *collectionNode) values() map[string]string {
 	values := map[string]string{xattrPrefix + "backend": d.m.opts.Backend}
@@ -250,9 +263,10 @@ func (d *collectionNode) Listxattr(_ context.Context, dest []byte) (uint32, sysc
 	return fill(dest, nameList((&attributes{values: d.values()}).names()))
 }
 
-// Setxattr accepts an attribute's own value, as for images.
-func (d *collectionNode) Setxattr(_ context.Context, attr string, data []byte, _ uint32) syscall.Errno {
-	if value, ok := d.values()[attr]; ok && value == string(data) {
+// Setxattr accepts what cp -a and rsync -X carry over from another directory,
+// and changes nothing.
+func (d *collectionNode) Setxattr(_ context.Context, attr string, _ []byte, _ uint32) syscall.Errno {
+	if _, ok := d.values()[attr]; ok {
 		return 0
 	}
 	if strings.HasPrefix(attr, xattrPrefix) {
@@ -261,12 +275,9 @@ func (d *collectionNode) Setxattr(_ context.Context, attr string, data []byte, _
 	return syscall.EOPNOTSUPP
 }
 
-// Removexattr removes nothing: a directory's attributes are read-only.
+// Removexattr removes nothing and accepts what rsync -X asks.
 func (d *collectionNode) Removexattr(_ context.Context, attr string) syscall.Errno {
-	if _, ok := d.values()[attr]; ok {
-		return syscall.EPERM
-	}
-	return syscall.ENODATA
+	return mayRemove(d.values(), attr)
 }
 
 // nameList is the wire form of a list of names: each ends in NUL.

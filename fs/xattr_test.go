@@ -1,9 +1,11 @@
 package fs_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -123,5 +125,35 @@ func TestAttributesAreReadOnly(t *testing.T) {
 	f.run("cp", "-a", path, f.path("copy/hello:latest.simg"))
 	if f.held("copy/hello:latest") == nil {
 		t.Error("cp -a did not push")
+	}
+}
+
+// rsync -X wants to remove what the source does not have, from directories,
+// from files being written and, the second time, from images.
+func TestRsyncWithAttributes(t *testing.T) {
+	need(t, "rsync")
+	f := newFixture(t, mem.Options{})
+	data := image(t, imagetest.Options{})
+	f.put("from/hello:latest", data)
+	local := t.TempDir()
+	if err := os.WriteFile(filepath.Join(local, "plain:1.simg"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.run("mkdir", f.path("to"))
+	for range 2 {
+		f.run("rsync", "-aX", local+"/", f.path("to"))
+	}
+	f.run("rsync", "-aX", f.path("from")+"/", f.path("to"))
+	f.run("cp", "-r", "--preserve=xattr", f.path("from"), f.path("copy"))
+	for _, name := range []string{"to/plain:1", "to/hello:latest", "copy/hello:latest"} {
+		if !bytes.Equal(f.held(name), data) {
+			t.Errorf("%s was not pushed", name)
+		}
+	}
+	if got, err := attribute(t, f.path("to/plain:1.simg"), "collection"); err != nil || got != "to" {
+		t.Errorf("collection = %q, %v", got, err)
+	}
+	if got, err := attribute(t, f.path("copy"), "collection"); err != nil || got != "copy" {
+		t.Errorf("collection of the directory = %q, %v", got, err)
 	}
 }
