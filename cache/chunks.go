@@ -18,6 +18,10 @@ import (
 // of squashfs and of a kernel read.
 const chunkSize = 128 << 10
 
+// maxSize bounds what is believed of an image's size: the map of its chunks is
+// in memory, 5 bytes each, and a server may say anything.
+const maxSize = 1 << 40
+
 // chunkCount gives the number of chunks of an image of size bytes.
 func chunkCount(size int64) int { return int((size + chunkSize - 1) / chunkSize) }
 

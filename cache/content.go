@@ -218,6 +218,9 @@ func (c *content) begin() error {
 			return errors.Join(err, closeWork(work))
 		}
 	}
+	if err := c.plausible(size); err != nil {
+		return errors.Join(err, closeWork(work))
+	}
 	if work != nil && !resumed {
 		if err := work.renew(size); err != nil {
 			_ = work.discard() // it is the disk that fails, and says so below
@@ -240,6 +243,14 @@ func (c *content) begin() error {
 		c.startDownload()
 	}
 	return nil
+}
+
+// plausible refuses a size that no image has.
+func (c *content) plausible(size int64) error {
+	if size <= maxSize {
+		return nil
+	}
+	return backends.Errorf("open", c.rec.Ref, backends.Corrupt, "the registry states a size of %d bytes", size)
 }
 
 func closeWork(w *workfile) error {

@@ -104,6 +104,9 @@ func (c *content) tryDownload(p *patience) error {
 		return c.downloadUnsized(p, st, b[:])
 	}
 	if !settled {
+		if err := c.plausible(st.Size); err != nil {
+			return err
+		}
 		if err := c.work.setHeader(st.Size, c.check.validator); err != nil {
 			return diskError{err}
 		}

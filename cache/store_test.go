@@ -689,6 +689,27 @@ func TestUnknownSize(t *testing.T) {
 	}
 }
 
+// A size that no image has must not cost the memory of its chunk map: a server
+// that states 1<<60 bytes ended the whole mount.
+func TestAbsurdSizesAreRefused(t *testing.T) {
+	for name, size := range map[string]int64{"record": 1 << 60, "response": backends.UnknownSize} {
+		for _, ranges := range []bool{true, false} {
+			r := newImage(4 * chunkSize)
+			r.size = 1 << 60
+			set := r.plain()
+			if ranges {
+				set = r.ranged()
+			}
+			rec := r.rec()
+			rec.Size = size
+			s := openStore(t, t.TempDir(), set)
+			if _, err := s.Open(t.Context(), rec); backends.KindOf(err) != backends.Corrupt {
+				t.Errorf("%s, ranges %v: %v, want corrupt", name, ranges, err)
+			}
+		}
+	}
+}
+
 func TestRangesTurnOutUnsupported(t *testing.T) {
 	r := newImage(8 * chunkSize)
 	r.setFault(func(_, n int64) fault {
