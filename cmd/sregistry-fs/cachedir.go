@@ -57,7 +57,11 @@ func (a *app) cacheDir(log *slog.Logger) (string, error) {
 		if name := sharedFileSystem(fileSystemOf(dir)); name != "" {
 			log.Warn("the cache is on a shared file system, which is slow and wears its servers", "type", name, "dir", dir)
 		}
-		return dir, cacheError(privateDir(dir, os.Stat))
+		err = mayTake(dir)
+		if err == nil {
+			err = privateDir(dir, os.Stat)
+		}
+		return dir, cacheError(err)
 	}
 	uid := os.Geteuid()
 	dir, err := defaultCacheDir(a.getenv, uid)
@@ -129,9 +133,6 @@ func privateDir(dir string, stat func(string) (os.FileInfo, error)) error {
 	case ok && int(st.Uid) != os.Geteuid():
 		return fmt.Errorf("%s belongs to user %d: %w", dir, st.Uid, fs.ErrPermission)
 	case info.Mode().Perm()&0o077 != 0:
-		if err := mayTake(dir); err != nil {
-			return err
-		}
 		return os.Chmod(dir, 0o700)
 	}
 	return nil
@@ -140,6 +141,10 @@ func privateDir(dir string, stat func(string) (os.FileInfo, error)) error {
 // mayTake refuses to close a directory that others can use and that holds
 // anything but a cache: --cache-dir /tmp must not end /tmp for everybody.
 func mayTake(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o077 == 0 {
+		return nil // what else may be wrong shows when it is used
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err

@@ -95,20 +95,25 @@ func TestDefaultCacheDir(t *testing.T) {
 // change the mode of /tmp.
 func TestCacheDirIsNotTakenOver(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "theirs")
+	take := func() error {
+		a := &app{cfg: Config{CacheDir: dir}}
+		_, err := a.cacheDir(slog.New(slog.DiscardHandler))
+		return err
+	}
 	must(t, os.Mkdir(dir, 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o644))
-	if err := privateDir(dir, os.Stat); err == nil {
+	if err := take(); err == nil || hintOf(err) == "" {
 		t.Error("a folder with other files became the cache")
 	}
 	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("its mode is now %v, %v", info.Mode(), err)
 	}
 	must(t, os.Rename(filepath.Join(dir, "file"), filepath.Join(dir, "lost+found")))
-	must(t, privateDir(dir, os.Stat))
+	must(t, take())
 	must(t, os.Chmod(dir, 0o755))
 	must(t, os.Mkdir(filepath.Join(dir, "blobs"), 0o700))
 	must(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o644))
-	must(t, privateDir(dir, os.Stat)) // a cache, whatever else is in it
+	must(t, take()) // a cache, whatever else is in it
 	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the mode of a cache is %v, %v", info.Mode(), err)
 	}
