@@ -227,17 +227,20 @@ func (w *workfile) setHeader(size int64, validator [32]byte) error {
 	return err
 }
 
-// put writes one chunk, then its entry.
-func (w *workfile) put(i int, p []byte) (crc uint32, err error) {
-	if _, err := w.data.WriteAt(p, int64(i)*chunkSize); err != nil {
-		return 0, err
+// put writes the chunks from first on, then their entries. There are at most
+// landingChunks.
+func (w *workfile) put(first int, p []byte, crcs []uint32) error {
+	if _, err := w.data.WriteAt(p, int64(first)*chunkSize); err != nil {
+		return err
 	}
-	crc = checksum(p)
-	var e [mapEntry]byte
-	binary.LittleEndian.PutUint32(e[:], crc)
-	binary.LittleEndian.PutUint32(e[4:], w.check(i, crc))
-	_, err = w.chunks.WriteAt(e[:], mapHeader+int64(i)*mapEntry)
-	return crc, err
+	var entries [landingChunks * mapEntry]byte
+	for k, crc := range crcs {
+		e := entries[k*mapEntry:]
+		binary.LittleEndian.PutUint32(e, crc)
+		binary.LittleEndian.PutUint32(e[4:], w.check(first+k, crc))
+	}
+	_, err := w.chunks.WriteAt(entries[:len(crcs)*mapEntry], mapHeader+int64(first)*mapEntry)
+	return err
 }
 
 func checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }

@@ -353,14 +353,27 @@ func (c *content) expectLocked(d backends.Digest) {
 	}
 }
 
-// arrived marks chunk i as here, with mu held, and tells who waits.
-func (c *content) arrived(i int, crc uint32) {
-	if c.state[i] < claimed {
-		c.missing--
+// arrived marks the chunks from first on as here, with mu held, and tells who
+// waits.
+func (c *content) arrived(first int, crcs []uint32) {
+	for k, crc := range crcs {
+		if c.state[first+k] < claimed {
+			c.missing--
+		}
+		c.state[first+k], c.crcs[first+k] = present, crc
 	}
-	c.state[i], c.crcs[i] = present, crc
-	c.wake(i, i, nil)
+	c.wake(first, first+len(crcs)-1, nil)
 	c.advance()
+}
+
+// wanted reports whether a reader waits for one of chunks lo to hi, with mu held.
+func (c *content) wanted(lo, hi int) bool {
+	for w := range c.waiters {
+		if w.lo <= hi && w.hi >= lo {
+			return true
+		}
+	}
+	return false
 }
 
 // advance moves the prefix on and the hash after it, with mu held.

@@ -95,13 +95,11 @@ func (c *content) tryDownload(p *patience) error {
 	if err := c.pinTo(st); err != nil {
 		return err
 	}
-	b := c.s.buffers.Get().(*[chunkSize]byte)
-	defer c.s.buffers.Put(b)
 	c.mu.Lock()
 	settled := c.settled
 	c.mu.Unlock()
 	if !settled && st.Size < 0 {
-		return c.downloadUnsized(p, st, b[:])
+		return c.downloadUnsized(p, st)
 	}
 	if !settled {
 		if err := c.plausible(st.Size); err != nil {
@@ -114,10 +112,17 @@ func (c *content) tryDownload(p *patience) error {
 		c.settle(st.Size, nil)
 		c.mu.Unlock()
 	}
+	l := c.land(0)
+	defer l.done()
+	err = c.landAll(p, st, l)
+	return firstError(l.store(nil), err)
+}
+
+// landAll stores the whole stream, but for the last chunks, which stay in l.
+func (c *content) landAll(p *patience, st *backends.Stream, l *landing) error {
 	n := chunkCount(c.size)
 	for i := range n {
-		buf := b[:chunkLen(i, c.size)]
-		if _, err := p.fill(st, buf, 0); err != nil {
+		if err := l.read(p, st); err != nil {
 			return err
 		}
 		if i == n-1 {
@@ -127,29 +132,37 @@ func (c *content) tryDownload(p *patience) error {
 		}
 		c.mu.Lock()
 		was, crc, whole := c.state[i], c.crcs[i], c.missing == 0
+		wanted := c.wanted(l.first, i)
 		c.mu.Unlock()
 		if whole {
+			l.full = 0
 			return nil // from here on the file is the verification's
 		}
-		sum := checksum(buf)
+		sum := checksum(l.rest())
 		if was >= claimed && sum != crc {
 			return backends.Errorf("read", c.rec.Ref, backends.Stale, "a second download has other bytes")
 		}
-		if was == present {
-			continue
+		here := was == present
+		if !here {
+			l.keep(sum)
 		}
-		if _, err := c.put(i, buf); err != nil {
-			return err
+		if here || l.due(wanted) {
+			if err := l.store(nil); err != nil {
+				return err
+			}
 		}
-		c.mu.Lock()
-		c.arrived(i, sum)
-		c.mu.Unlock()
+		if here {
+			l.skip()
+		}
 	}
 	return nil
 }
 
 // downloadUnsized streams an image whose size shows only at its end.
-func (c *content) downloadUnsized(p *patience, st *backends.Stream, buf []byte) error {
+func (c *content) downloadUnsized(p *patience, st *backends.Stream) error {
+	b := c.s.buffers.Get().(*[chunkSize]byte)
+	defer c.s.buffers.Put(b)
+	buf := b[:]
 	known := make(map[int]uint32)
 	var size int64
 	for i := 0; ; i++ {
@@ -159,7 +172,8 @@ func (c *content) downloadUnsized(p *patience, st *backends.Stream, buf []byte) 
 		}
 		size += int64(n)
 		if n > 0 {
-			if known[i], err = c.put(i, buf[:n]); err != nil {
+			known[i] = checksum(buf[:n])
+			if err := c.put(i, buf[:n], []uint32{known[i]}); err != nil {
 				return err
 			}
 		}

@@ -45,6 +45,7 @@ func take(ctx context.Context, slot chan struct{}) (giveBack func(), err error) 
 // by content.mu and change while it is under way. It belongs to no reader.
 type rangeFlight struct {
 	next, end int
+	at        int  // the chunk that arrives; those from next on wait to be stored
 	ahead     bool // nobody asked for it yet
 	running   bool // it has a slot
 }
@@ -66,7 +67,7 @@ func (c *content) demand(lo, hi int, sequential bool) error {
 			continue
 		}
 		f := c.flightOf(i)
-		if f != nil && f.ahead && (!f.running || !sequential && i-f.next > stealAfter) {
+		if f != nil && f.ahead && (!f.running || !sequential && i-f.at > stealAfter) {
 			c.free(i, f.end)
 			f.end = i
 		}
@@ -104,7 +105,7 @@ func (c *content) free(from, to int) {
 }
 
 func (c *content) launch(from, to int, ahead bool) {
-	f := &rangeFlight{next: from, end: to, ahead: ahead}
+	f := &rangeFlight{next: from, end: to, at: from, ahead: ahead}
 	if !c.spawn(func() { c.fly(f) }) {
 		return // the store closes, and its readers leave
 	}
@@ -176,20 +177,19 @@ func (c *content) transfer(f *rangeFlight) error {
 	if !c.s.hasRoom() {
 		return diskError{errNoRoom}
 	}
-	b := c.s.buffers.Get().(*[chunkSize]byte)
-	defer c.s.buffers.Put(b)
+	l := c.land(f.next)
+	defer l.done()
 	p := newPatience(c.ctx, c.rec.Ref)
 	defer p.stop()
-	have := 0 // bytes of the next chunk that an earlier try brought into b
 	for {
 		c.mu.Lock()
-		next, end := f.next, f.end
+		end := f.end
 		c.mu.Unlock()
-		if next >= end {
+		if l.next() >= end {
 			return nil
 		}
-		var err error
-		have, err = c.tryRange(p, f, next, end, b[:], have)
+		err := c.tryRange(p, f, l, end)
+		err = firstError(l.store(f), err)
 		if err == nil {
 			continue
 		}
@@ -199,59 +199,60 @@ func (c *content) transfer(f *rangeFlight) error {
 	}
 }
 
-// tryRange makes one request for the chunks from next to end and stores
-// those that arrive. It returns the bytes of an unfinished chunk that buf holds.
-func (c *content) tryRange(p *patience, f *rangeFlight, next, end int, buf []byte, have int) (int, error) {
-	off := int64(next)*chunkSize + int64(have)
+// tryRange makes one request for the chunks from where l stands to end, and
+// stores those that arrive, but for the last few, which stay in l.
+func (c *content) tryRange(p *patience, f *rangeFlight, l *landing, end int) error {
+	off := int64(l.next())*chunkSize + int64(l.have)
 	st, err := c.s.opt.Backend.Ranges.OpenRange(p.ctx, c.rec, off, min(int64(end)*chunkSize, c.size)-off)
 	if err != nil {
-		return have, err
+		return err
 	}
 	defer st.Close()
 	if err := c.pinTo(st); err != nil {
-		return have, err
+		return err
 	}
-	for i := next; i < end; i++ {
-		want := chunkLen(i, c.size)
-		if have, err = p.fill(st, buf[:want], have); err != nil {
-			return have, err
+	for i := l.next(); i < end; i++ {
+		if err := l.read(p, st); err != nil {
+			return err
 		}
 		if i == end-1 {
 			if err := p.atEnd(st); err != nil {
-				return 0, err
+				l.have = 0
+				return err
 			}
 		}
-		have = 0
 		if c.s.room.full.Load() {
-			return 0, diskError{errNoRoom}
+			l.full = 0
+			return diskError{errNoRoom}
 		}
-		crc, err := c.put(i, buf[:want])
-		if err != nil {
-			return 0, err
-		}
+		l.keep(checksum(l.rest()))
 		c.mu.Lock()
-		c.arrived(i, crc)
-		f.next = i + 1
-		cut := f.next >= f.end
+		f.at = i + 1
+		cut, wanted := f.at >= f.end, c.wanted(l.first, i)
 		c.mu.Unlock()
 		if cut {
-			break // a reader took the rest over
+			return nil // or a reader took the rest over
+		}
+		if l.due(wanted) {
+			if err := l.store(f); err != nil {
+				return err
+			}
 		}
 	}
-	return 0, nil
+	return nil
 }
 
-// put stores a chunk in the partial file, making room once if the disk is full.
-func (c *content) put(i int, p []byte) (uint32, error) {
-	crc, err := c.work.put(i, p)
+// put stores chunks in the partial file, making room once if the disk is full.
+func (c *content) put(first int, p []byte, crcs []uint32) error {
+	err := c.work.put(first, p, crcs)
 	if isFull(err) && c.s.evict(c.ctx, c.s.opt.MaxBytes, reserve) == nil {
-		crc, err = c.work.put(i, p)
+		err = c.work.put(first, p, crcs)
 	}
 	if err != nil {
-		return 0, diskError{err}
+		return diskError{err}
 	}
 	c.s.wrote(int64(len(p)))
-	return crc, nil
+	return nil
 }
 
 // pinTo refuses a stream of other bytes than the first one's.

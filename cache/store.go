@@ -39,14 +39,15 @@ type StoreOptions struct {
 // evicted. Safe for concurrent use, and for other processes on the same Dir. The
 // backend stays the caller's.
 type Store struct {
-	opt     StoreOptions
-	disk    *disk
-	slots   slots
-	tasks   tasks
-	room    room
-	buffers sync.Pool // *[chunkSize]byte
-	ctx     context.Context
-	cancel  context.CancelFunc
+	opt      StoreOptions
+	disk     *disk
+	slots    slots
+	tasks    tasks
+	room     room
+	buffers  sync.Pool // *[chunkSize]byte
+	landings sync.Pool // *[landingChunks * chunkSize]byte
+	ctx      context.Context
+	cancel   context.CancelFunc
 
 	mu       sync.Mutex // before content.mu, before tasks.mu
 	contents map[string]*content
@@ -62,6 +63,7 @@ func NewStore(opt StoreOptions) (*Store, error) {
 	}
 	s := &Store{opt: opt, disk: d, slots: newSlots(), contents: make(map[string]*content)}
 	s.buffers.New = func() any { return new([chunkSize]byte) }
+	s.landings.New = func() any { return new([landingChunks * chunkSize]byte) }
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.tasks.run(s.sweep)
 	return s, nil
