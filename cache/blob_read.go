@@ -93,21 +93,8 @@ func (c *content) allHere(lo, hi int) bool {
 // error there is something to do again.
 func (c *content) readHere(lo, hi int, p []byte, off int64) (int, error) {
 	work := c.work.data // a later renew makes another file, and closes this one
-	for i := lo; i <= hi; i++ {
-		switch c.state[i] {
-		case present:
-			continue
-		case claimed:
-		default:
-			return 0, errBadChunk // somebody else found it out
-		}
-		c.mu.Unlock()
-		_, err := c.readChunk(work, i, nil)
-		c.mu.Lock()
-		if err != nil {
-			return 0, err
-		}
-		i = lo - 1 // mu was released: look at all of them again
+	if err := c.compare(work, lo, hi); err != nil {
+		return 0, err
 	}
 	c.mu.Unlock()
 	n, err := work.ReadAt(p, off)
@@ -120,41 +107,75 @@ func (c *content) readHere(lo, hi int, p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// compare looks at those of the chunks lo to hi that an earlier process
+// wrote, with mu held on entry and exit.
+func (c *content) compare(work *os.File, lo, hi int) error {
+	for i := lo; i <= hi; i++ {
+		switch c.state[i] {
+		case present:
+			continue
+		case claimed:
+		default:
+			return errBadChunk // somebody else found it out
+		}
+		c.mu.Unlock()
+		b := c.s.buffers.Get().(*[chunkSize]byte)
+		_, err := c.readChunks(work, i, 1, b[:])
+		c.s.buffers.Put(b)
+		c.mu.Lock()
+		if err != nil {
+			return err
+		}
+		i = lo - 1 // mu was released: look at all of them again
+	}
+	return nil
+}
+
 var errBadChunk = errors.New("a chunk in the cache is damaged")
 
-// readChunk reads chunk i whole and compares its CRC, without mu. A chunk that is
-// damaged is forgotten. buf may be nil.
-func (c *content) readChunk(data *os.File, i int, buf []byte) ([]byte, error) {
-	if buf == nil {
-		b := c.s.buffers.Get().(*[chunkSize]byte)
-		defer c.s.buffers.Put(b)
-		buf = b[:]
-	}
+// readChunks reads n chunks from first on into buf, without mu, and compares
+// their CRCs. One that is damaged is forgotten. There are at most landingChunks.
+func (c *content) readChunks(data *os.File, first, n int, buf []byte) ([]byte, error) {
+	var was [landingChunks]chunkState
+	var crcs [landingChunks]uint32
 	c.mu.Lock()
-	was, crc := c.state[i], c.crcs[i]
+	copy(was[:n], c.state[first:])
+	copy(crcs[:n], c.crcs[first:])
 	c.mu.Unlock()
-	if was < claimed {
-		return nil, errBadChunk
+	for _, state := range was[:n] {
+		if state < claimed {
+			return nil, errBadChunk
+		}
 	}
-	buf = buf[:chunkLen(i, c.size)]
-	_, err := data.ReadAt(buf, int64(i)*chunkSize)
-	if errors.Is(err, os.ErrClosed) {
-		return nil, err
+	buf = buf[:(n-1)*chunkSize+chunkLen(first+n-1, c.size)]
+	got, failed := data.ReadAt(buf, int64(first)*chunkSize)
+	if errors.Is(failed, os.ErrClosed) {
+		return nil, failed
 	}
-	if err == nil && checksum(buf) != crc {
-		err = errBadChunk
+	var bad [landingChunks]error
+	for k := range n {
+		p := buf[k*chunkSize:][:chunkLen(first+k, c.size)]
+		switch {
+		case failed != nil && k*chunkSize+len(p) > got:
+			bad[k] = failed
+		case checksum(p) != crcs[k]:
+			bad[k] = errBadChunk
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.state[i] != was || c.crcs[i] != crc:
-		return buf, err // somebody settled it meanwhile
-	case err != nil:
-		c.lose(i, err)
-	default:
-		c.state[i] = present
+	for k := range n {
+		i := first + k
+		switch {
+		case c.state[i] != was[k] || c.crcs[i] != crcs[k]:
+			// somebody settled it meanwhile
+		case bad[k] != nil:
+			c.lose(i, bad[k])
+		default:
+			c.state[i] = present
+		}
 	}
-	return buf, err
+	return buf, firstError(bad[:n]...)
 }
 
 // lose forgets a chunk that cannot be read back, with mu held.

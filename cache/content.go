@@ -362,6 +362,7 @@ func (c *content) arrived(first int, crcs []uint32) {
 		}
 		c.state[first+k], c.crcs[first+k] = present, crc
 	}
+	c.check.pace.note(time.Now(), len(crcs)*chunkSize)
 	c.wake(first, first+len(crcs)-1, nil)
 	c.advance()
 }

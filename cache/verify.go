@@ -7,12 +7,38 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/sregistry/sregistry-fs/backends"
 )
 
-// hashStep is how many chunks the hash lets the prefix get ahead before it follows.
-const hashStep = 64
+const (
+	// hashStep is how many chunks the hash lets the prefix get ahead before it follows.
+	hashStep = 64
+	// While bytes come faster than hashLater per second, processors are what is
+	// scarce, and the readers have them: the hash follows when all is here, or
+	// when it is maxLag chunks behind, which the page cache may not hold any more.
+	hashLater = 100 << 20
+	maxLag    = 8192
+	paceTime  = 20 * time.Millisecond
+)
+
+// pace tells how fast bytes arrive, from one look to the next.
+type pace struct {
+	since time.Time
+	bytes int64
+	fast  bool
+}
+
+func (p *pace) note(now time.Time, n int) {
+	p.bytes += int64(n)
+	took := now.Sub(p.since)
+	if took < paceTime {
+		return
+	}
+	p.fast = float64(p.bytes) > hashLater*took.Seconds()
+	p.since, p.bytes = now, 0
+}
 
 // checkState is the verification of a content, guarded by content.mu except
 // for hashes, which belong to the one goroutine that runs.
@@ -24,21 +50,28 @@ type checkState struct {
 	hashes    map[string]hash.Hash
 	fresh     bool  // the image was fetched anew after a wrong digest
 	err       error // why a whole image could not be promoted
+	pace      pace
+}
+
+// hashNow reports whether there are chunks to hash at this moment, with mu held.
+func (c *content) hashNow() bool {
+	lag := c.prefix - c.check.pos
+	return lag > 0 && (c.missing == 0 || c.fillers > 0 || !c.check.pace.fast || lag > maxLag)
 }
 
 // startCheck starts hashing once it is worth it, with mu held. The readers do
 // not wait for it: the goroutine follows the prefix through the page cache.
 func (c *content) startCheck() {
 	v := &c.check
-	if v.running || v.err != nil || c.work == nil || c.missing > 0 && c.prefix-v.pos < hashStep {
+	if v.running || v.err != nil || c.work == nil || c.missing > 0 && (c.prefix-v.pos < hashStep || !c.hashNow()) {
 		return
 	}
 	v.running = c.spawn(c.runCheck)
 }
 
 func (c *content) runCheck() {
-	b := c.s.buffers.Get().(*[chunkSize]byte)
-	defer c.s.buffers.Put(b)
+	b := c.s.landings.Get().(*[landingChunks * chunkSize]byte)
+	defer c.s.landings.Put(b)
 	v := &c.check
 	for {
 		c.mu.Lock()
@@ -48,8 +81,8 @@ func (c *content) runCheck() {
 				v.hashes[d.Algorithm] = d.NewHash()
 			}
 		}
-		i, work := v.pos, c.work
-		if c.ctx.Err() != nil || i >= c.prefix {
+		i, n, work := v.pos, min(c.prefix-v.pos, landingChunks), c.work
+		if c.ctx.Err() != nil || !c.hashNow() {
 			whole := c.missing == 0 && c.ctx.Err() == nil
 			v.running = whole
 			c.mu.Unlock()
@@ -59,7 +92,7 @@ func (c *content) runCheck() {
 			return
 		}
 		c.mu.Unlock()
-		p, err := c.readChunk(work.data, i, b[:])
+		p, err := c.readChunks(work.data, i, n, b[:])
 		if err == nil {
 			for _, h := range v.hashes {
 				_, _ = h.Write(p) // never fails
@@ -67,10 +100,10 @@ func (c *content) runCheck() {
 		}
 		c.mu.Lock()
 		if err == nil {
-			v.pos++
+			v.pos += n
 		} else {
 			c.pump() // a lost chunk comes again if somebody waits for it
-			c.wake(i, i, nil)
+			c.wake(i, i+n-1, nil)
 		}
 		c.mu.Unlock()
 	}
