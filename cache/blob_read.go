@@ -10,27 +10,63 @@ import (
 	"github.com/sregistry/sregistry-fs/backends"
 )
 
+// section waits for the n bytes at off, which lie within the image.
+func (c *content) section(ctx context.Context, off int64, n int) (Section, error) {
+	if f := c.file.Load(); f != nil {
+		return Section{File: f}, nil
+	}
+	var got Section
+	_, err := c.await(ctx, off, n, func(lo, hi int) (int, error) {
+		if f := c.file.Load(); f != nil {
+			got = Section{File: f}
+			return n, nil
+		}
+		work := c.work.data
+		if err := c.compare(work.File, lo, hi); err != nil {
+			return 0, err
+		}
+		if !work.hold() {
+			return 0, os.ErrClosed
+		}
+		got = Section{work.File, work}
+		return n, nil
+	}, func() (int, error) { return n, nil })
+	return got, err
+}
+
 // readAt fills p, which lies within the image, from off.
 func (c *content) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if f := c.file.Load(); f != nil {
 		return c.readWhole(f, p, off)
 	}
-	lo, hi := int(off/chunkSize), int((off+int64(len(p))-1)/chunkSize)
+	return c.await(ctx, off, len(p), func(lo, hi int) (int, error) {
+		if f := c.file.Load(); f != nil {
+			return c.readWhole(f, p, off)
+		}
+		return c.readHere(lo, hi, p, off)
+	}, func() (int, error) { return c.readRemote(ctx, p, off) })
+}
+
+// await waits for n bytes at off. here uses them, with mu held on entry and exit:
+// the whole file, or the chunks lo to hi; after an error from the latter there is
+// something to do again. remote gets them past the disk, without mu.
+func (c *content) await(ctx context.Context, off int64, n int, here func(lo, hi int) (int, error), remote func() (int, error)) (int, error) {
+	lo, hi := int(off/chunkSize), int((off+int64(n)-1)/chunkSize)
 	w := &waiter{lo: lo, hi: hi, wake: make(chan struct{}, 1)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waiters[w] = struct{}{}
 	defer delete(c.waiters, w)
-	sequential := c.touch(off, len(p))
+	sequential := c.touch(off, n)
 	for {
-		if f := c.file.Load(); f != nil {
-			return c.readWhole(f, p, off)
+		if c.file.Load() != nil {
+			return here(lo, hi)
 		}
 		if c.ended || c.ctx.Err() != nil {
 			return 0, errStoreClosed("read", c.rec.Ref)
 		}
 		if c.allHere(lo, hi) {
-			n, err := c.readHere(lo, hi, p, off)
+			n, err := here(lo, hi)
 			if err == nil {
 				c.pump()
 				return n, nil
@@ -42,7 +78,7 @@ func (c *content) readAt(ctx context.Context, p []byte, off int64) (int, error) 
 		}
 		if !c.whole && c.avoiding() {
 			c.mu.Unlock()
-			n, err := c.readRemote(ctx, p, off)
+			n, err := remote()
 			c.mu.Lock()
 			if backends.KindOf(err) != backends.Unsupported {
 				return n, err
@@ -93,7 +129,7 @@ func (c *content) allHere(lo, hi int) bool {
 // error there is something to do again.
 func (c *content) readHere(lo, hi int, p []byte, off int64) (int, error) {
 	work := c.work.data // a later renew makes another file, and closes this one
-	if err := c.compare(work, lo, hi); err != nil {
+	if err := c.compare(work.File, lo, hi); err != nil {
 		return 0, err
 	}
 	c.mu.Unlock()

@@ -53,7 +53,7 @@ type workfile struct {
 	dir       string // partial/<name>
 	key       [32]byte
 	lock      *os.File
-	data      *os.File
+	data      *heldFile
 	chunks    *os.File
 	size      int64
 	validator [32]byte // SHA-256 of the pinned validator; zero if none
@@ -82,8 +82,9 @@ func openWorkfile(d *disk, key string) (*workfile, error) {
 		return nil, err
 	}
 	data := filepath.Join(w.dir, "data")
-	w.data, err = d.open(data, os.O_RDWR|os.O_CREATE)
+	f, err := d.open(data, os.O_RDWR|os.O_CREATE)
 	if err == nil {
+		w.data = &heldFile{File: f}
 		err = d.root.Chtimes(data, d.now(), time.Time{}) // last used, for eviction
 	}
 	if err == nil {
@@ -202,7 +203,7 @@ func (w *workfile) renew(size int64) error {
 		return err
 	}
 	_ = w.data.Close() // only reads are left on it
-	w.data = data
+	w.data = &heldFile{File: data}
 	if err := w.chunks.Truncate(0); err != nil {
 		return err
 	}
@@ -255,7 +256,10 @@ func validatorSum(v string) [32]byte {
 // close releases the descriptors; the bytes stay.
 func (w *workfile) close() error {
 	var err error
-	for _, f := range []*os.File{w.data, w.chunks, w.lock} {
+	if w.data != nil {
+		err = w.data.Close()
+	}
+	for _, f := range []*os.File{w.chunks, w.lock} {
 		if f != nil {
 			err = errors.Join(err, f.Close())
 		}

@@ -92,7 +92,7 @@ func (c *content) runCheck() {
 			return
 		}
 		c.mu.Unlock()
-		p, err := c.readChunks(work.data, i, n, b[:])
+		p, err := c.readChunks(work.data.File, i, n, b[:])
 		if err == nil {
 			for _, h := range v.hashes {
 				_, _ = h.Write(p) // never fails

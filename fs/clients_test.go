@@ -54,7 +54,9 @@ func TestSquashfuse(t *testing.T) {
 					f.run("fusermount3", "-u", inside)
 				}
 			}()
-			if got := f.run(filepath.Join(inside, "bin", "hello")); !strings.Contains(got, "hello") {
+			// Not by an exec of this process: until that ends, one of the threads that
+			// have to answer the reads of the program stands still.
+			if got := f.run("env", filepath.Join(inside, "bin", "hello")); !strings.Contains(got, "hello") {
 				t.Errorf("the program printed %q", got)
 			}
 			got, err := os.ReadFile(filepath.Join(inside, "etc", "os-release"))
@@ -97,7 +99,7 @@ func TestLoopMount(t *testing.T) {
 					options += ",noload"
 				}
 				f.run("mount", "-t", kind, "-o", options, f.path("vsoch/"+kind+":latest.simg"), inside)
-				got, err := f.try(filepath.Join(inside, "bin", "hello"))
+				got, err := f.try("env", filepath.Join(inside, "bin", "hello"))
 				f.run("umount", inside)
 				if err != nil || !strings.Contains(got, "hello") {
 					t.Errorf("%s: the program printed %q, %v", state, got, err)

@@ -65,6 +65,13 @@ func (h *readHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.Rea
 	}
 	wait, cancel := h.n.m.killable(ctx, 0)
 	defer cancel()
+	s, err := h.blob.Section(wait, off, want)
+	if err != nil {
+		return nil, h.n.m.fail("read", h.n.record().Ref, err)
+	}
+	if s.File != nil {
+		return &section{Section: s, h: h, off: off, n: want}, 0
+	}
 	got, err := h.blob.ReadAt(wait, dest[:want], off)
 	if got == want {
 		return fuse.ReadResultData(dest[:want]), 0
@@ -74,6 +81,31 @@ func (h *readHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.Rea
 		err = backends.Errorf("read", ref, backends.Corrupt, "%d of %d bytes at offset %d", got, want, off)
 	}
 	return nil, h.n.m.fail("read", ref, err)
+}
+
+// section is a reply that lies in a file: the server splices it from there, or
+// asks for its bytes.
+type section struct {
+	cache.Section
+	h   *readHandle
+	off int64
+	n   int
+}
+
+var _ fuse.ReadResult = (*section)(nil)
+
+func (s *section) Seekable() (fd uintptr, off int64, n int) { return s.File.Fd(), s.off, s.n }
+func (s *section) Size() int                                { return s.n }
+func (s *section) Done()                                    { s.Release() }
+
+// Bytes is asked for where splicing failed: the disk may have lost the bytes,
+// and ReadAt fetches them again.
+func (s *section) Bytes(buf []byte) ([]byte, fuse.Status) {
+	got, err := s.h.blob.ReadAt(s.h.n.m.life, buf[:s.n], s.off)
+	if got == s.n {
+		return buf[:s.n], fuse.OK
+	}
+	return nil, fuse.Status(s.h.n.m.fail("read", s.h.n.record().Ref, err))
 }
 
 // Release gives back the blob and the hold on the I/O mode.
