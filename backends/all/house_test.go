@@ -44,6 +44,7 @@ func rules() []rule {
 			ours:   words("backends backends/all backends/imagefile cache fs secrets secrets/login"),
 			others: words("github.com/spf13/pflag github.com/spf13/cobra github.com/dustin/go-humanize golang.org/x/sync golang.org/x/sys"),
 		},
+		{pkg: "cmd/sregistry-fs/bench"},
 		{
 			pkg: "fs", ours: words("backends backends/imagefile cache"),
 			others: words("github.com/hanwen/go-fuse/v2 golang.org/x/sync golang.org/x/sys"), never: words("net/http"),
