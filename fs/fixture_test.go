@@ -160,7 +160,9 @@ func (f *fixture) held(name string) []byte {
 	return data
 }
 
-// run runs a command of the system and gives what it printed.
+// run runs a command of the system and gives what it printed. A program that lies
+// in a mount is started through env: this process serves the mount, and it stands still,
+// collector and all, until the program that it starts itself was read.
 func (f *fixture) run(name string, args ...string) string {
 	f.t.Helper()
 	out, err := f.try(name, args...)
