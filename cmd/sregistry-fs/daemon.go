@@ -53,7 +53,7 @@ func (a *app) startDaemon(ctx context.Context) error {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), daemonEnv+"=1")
 	cmd.ExtraFiles = []*os.File{w}
-	cmd.Stderr = nil // the log has a file; what a crash prints is lost
+	cmd.Stderr = nil // the log has a file, and so has what a crash prints
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	w.Close()

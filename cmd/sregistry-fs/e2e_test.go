@@ -404,6 +404,30 @@ func TestStaleMount(t *testing.T) {
 	}
 }
 
+// TestCrashLeavesATrace: what a dying daemon has to say is in its log.
+func TestCrashLeavesATrace(t *testing.T) {
+	s := newSite(t, registrytest.Options{})
+	out := s.run(s.bin, "mount", "--daemon", "--cache-dir", s.home+"/cache", "--log-file", s.home+"/log", s.spec, s.mnt)
+	var pid int
+	if _, err := fmt.Sscanf(out[strings.LastIndex(out, "process "):], "process %d", &pid); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := syscall.Kill(pid, syscall.SIGABRT); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if syscall.Kill(pid, 0) != nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	log, err := os.ReadFile(s.home + "/log")
+	if err != nil || !bytes.Contains(log, []byte("SIGABRT")) || !bytes.Contains(log, []byte("goroutine ")) {
+		t.Errorf("the log says nothing of the crash: %v\n%s", err, log)
+	}
+	s.mount() // clears what the crash left
+}
+
 func readMounts(t testing.TB) string {
 	t.Helper()
 	data, err := os.ReadFile("/proc/self/mounts")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -279,6 +280,12 @@ func (a *app) mountLog() (*slog.Logger, func(), error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, &backends.Error{Op: "log", Kind: backends.KindOf(err), Err: err}
+	}
+	if a.cfg.Daemon {
+		// A daemon has no terminal: what a crash prints goes to its log too.
+		if err := debug.SetCrashOutput(f, debug.CrashOptions{}); err != nil {
+			return nil, nil, errors.Join(err, f.Close())
+		}
 	}
 	return a.logger(f, slog.LevelInfo), func() { _ = f.Close() }, nil
 }
