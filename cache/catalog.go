@@ -385,6 +385,18 @@ func (c *Catalog) Learn(rec backends.Record, size int64, digest backends.Digest)
 	c.index.put(bucketLearn, refKey(rec.Ref), c.now(), e.b)
 }
 
+// unlearn forgets what Learn kept of an image. The caller holds mu.
+func (c *Catalog) unlearn(ref backends.Ref) {
+	ref = c.actual(ref)
+	st := c.collections[ref.Collection]
+	if st == nil {
+		return
+	}
+	delete(st.learned, keyOf(ref))
+	st.merged = nil
+	c.index.del(bucketLearn, refKey(ref))
+}
+
 func (l learned) apply(rec backends.Record) backends.Record {
 	if l.version == "" || l.version != rec.Version {
 		return rec

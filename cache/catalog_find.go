@@ -375,7 +375,9 @@ func (c *Catalog) Full(ctx context.Context, rec backends.Record) (backends.Recor
 }
 
 // Recheck asks for an image's record now, whatever is remembered of it: a
-// caller found that it no longer holds (Stale). What the registry says replaces it.
+// caller found that it no longer holds (Stale). What the registry says replaces
+// it, and a size or digest that was learned by reading is forgotten: it may have
+// come from a broken answer.
 func (c *Catalog) Recheck(ctx context.Context, ref backends.Ref) (backends.Record, error) {
 	if err := checkImage(ref); err != nil {
 		return backends.Record{}, err
@@ -385,6 +387,7 @@ func (c *Catalog) Recheck(ctx context.Context, ref backends.Ref) (backends.Recor
 		c.mu.Unlock()
 		return backends.Record{}, err
 	}
+	c.unlearn(ref)
 	f := c.flyStat(ref, false)
 	c.mu.Unlock()
 	return f.wait(ctx)

@@ -34,11 +34,12 @@ type imageNode struct {
 	ino   uint64
 	latch modeLatch
 
-	mu      sync.Mutex
-	rec     backends.Record
-	listed  string // version it was made for
-	settled bool   // rec.Version is final for this inode
-	xattrs  *attributes
+	mu       sync.Mutex
+	rec      backends.Record
+	listed   string // version it was made for
+	settled  bool   // rec.Version is final for this inode
+	verified bool   // it was opened with its digest compared, and holds no older pages
+	xattrs   *attributes
 }
 
 var (
@@ -193,6 +194,7 @@ func (n *imageNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, 
 		if _, again := n.m.cache.Catalog.Recheck(wait, rec.Ref); again != nil {
 			err = again
 		}
+		n.unsettle()
 	}
 	if err != nil {
 		return nil, 0, n.m.fail("open", rec.Ref, err)
@@ -213,6 +215,17 @@ func firstByte(ctx context.Context, blob *cache.Blob) error {
 	}
 	_, err := blob.ReadAt(ctx, make([]byte, 1), 0)
 	return err
+}
+
+// unsettle forgets a size that was settled by an answer of the registry which
+// it no longer gives, unless somebody reads the image and so was told.
+func (n *imageNode) unsettle() {
+	if n.latch.inUse() {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rec.Size, n.settled, n.rec.Full = backends.UnknownSize, false, false
 }
 
 // settle makes sure that the full record behind this inode is known, with at

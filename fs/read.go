@@ -40,7 +40,21 @@ func (n *imageNode) handle(blob *cache.Blob) (fusefs.FileHandle, uint32, syscall
 	if n.latch.acquire(want) == passthrough {
 		return passthroughHandle{h}, 0, 0
 	}
+	if !n.keepsCache(blob) {
+		return h, 0, 0
+	}
 	return h, fuse.FOPEN_KEEP_CACHE, 0
+}
+
+// keepsCache reports whether the kernel may keep the pages that it has of the inode.
+// Pages that were read before the digest was compared may be wrong, even if what was
+// fetched after them is right; so the first open of the verified image drops them.
+func (n *imageNode) keepsCache(blob *cache.Blob) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	keep := n.verified
+	n.verified = blob.Complete()
+	return keep
 }
 
 // PassthroughFd gives the verified file that the kernel reads from.
