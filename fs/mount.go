@@ -81,7 +81,7 @@ type Mounted struct {
 
 // Mount shows c at mountpoint, an existing empty directory, and returns once
 // file operations work there. The cache stays the caller's to close, after
-// Wait. As root it mounts by itself, else through fusermount3.
+// Done. As root it mounts by itself, else through fusermount3.
 func Mount(ctx context.Context, mountpoint string, c *cache.Cache, o Options) (*Mounted, error) {
 	o = o.withDefaults(c.CanPush())
 	m := &mount{
@@ -187,10 +187,7 @@ func mountError(mountpoint string, err error) error {
 	return e
 }
 
-// Wait returns when the mount is gone, whoever unmounted it.
-func (m *Mounted) Wait() { <-m.served }
-
-// Done is closed when the mount is gone.
+// Done is closed when the mount is gone, whoever unmounted it.
 func (m *Mounted) Done() <-chan struct{} { return m.served }
 
 // OpenHandles gives how many files are open.
